@@ -13,7 +13,7 @@ class EffpError(Exception):
 
     Args:
         what: what failed, in one sentence.
-        where: the place in the user's source, model or file: "model.py:123, in forward", "groups.yaml:7", "layer1.0.conv1".
+        where: the place in the user's source, model or file: "model.py:123, in forward", "layer1.0.conv1".
         seen: what was met there.
         expected: what would have been right.
         mend: what the user can do, if possible the very call to write.
@@ -41,7 +41,7 @@ class EffpError(Exception):
 
 
 class CaptureError(EffpError):
-    """The model could not be recorded: it failed in forward, returns no tensor, or is of a kind that cannot be traced."""
+    """The model could not be recorded: it failed in forward, returns no tensor, or is of a kind not to be traced."""
 
 
 class InputError(EffpError):
