@@ -1,0 +1,70 @@
+"""timm: any of its architectures by name, without weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+from torch import nn
+
+from effp_fx.inputs import Example, random_input
+from effp_fx.models.registry import (
+    Adapter,
+    image_channels,
+    import_family,
+    is_from,
+    reference_tensor,
+    unknown_name,
+    wrong_options,
+)
+
+_LARGEST_SIDE = 224  # nets that take any size are traced at this one at most
+
+
+class TimmAdapter(Adapter):
+    """Any name of ``timm.list_models()``; options are those of ``timm.create_model``, ``pretrained=true`` included."""
+
+    name: ClassVar[str] = "timm"
+    size_attributes: Mapping[str, tuple[str, ...]] = MappingProxyType(
+        {
+            "Attention": ("num_heads", "head_dim", "attn_dim"),
+            "WindowAttention": ("num_heads", "attn_dim"),
+            "BottleneckAttn": ("num_heads", "dim_head_qk", "dim_head_v", "dim_out_qk", "dim_out_v"),
+            "HaloAttn": ("num_heads", "dim_head_qk", "dim_head_v", "dim_out_qk", "dim_out_v"),
+            "LambdaLayer": ("num_heads", "dim_qk", "dim_v"),
+            "SplitAttn": ("radix",),
+            "SelectiveKernel": ("num_paths",),
+        }
+    )
+
+    def build(self, name: str, **options: Any) -> nn.Module:
+        """Build ``name`` with random weights; ModelNameError for unknown names and options."""
+        timm = import_family("timm", "timm")
+        if not timm.is_model(name):
+            raise unknown_name(self.name, name, timm.list_models())
+        try:
+            model: nn.Module = timm.create_model(name, **{"pretrained": False} | options)
+        except (TypeError, ValueError) as error:
+            raise wrong_options(self.name, name, error) from error
+        return model.eval()
+
+    def knows(self, model: nn.Module) -> bool:
+        """Say whether the class comes from ``timm``."""
+        return is_from(model, "timm")
+
+    def example(self, model: nn.Module) -> Example:
+        """Return one image of the size in the model's own configuration, 224 at most unless its size is fixed."""
+        return Example((random_input((1, *_image_shape(model)), like=reference_tensor(model)),))
+
+    def train_example(self, model: nn.Module) -> Example:
+        """Return two images, since batch norm over 1x1 maps needs more than one."""
+        return Example((random_input((2, *_image_shape(model)), like=reference_tensor(model)),))
+
+
+def _image_shape(model: nn.Module) -> tuple[int, int, int]:
+    config: Any = getattr(model, "pretrained_cfg", None) or {}
+    _, height, width = config.get("input_size", (3, _LARGEST_SIDE, _LARGEST_SIDE))
+    if not config.get("fixed_input_size", False):
+        height, width = min(height, _LARGEST_SIDE), min(width, _LARGEST_SIDE)
+    return image_channels(model), int(height), int(width)

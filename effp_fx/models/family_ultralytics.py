@@ -1,0 +1,133 @@
+"""Ultralytics: YOLO and RT-DETR from the yaml files that the package ships, from your own yaml, or from a .pt."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+from torch import nn
+
+from effp_fx.errors import ModelNameError
+from effp_fx.inputs import Example, random_input
+from effp_fx.models.registry import (
+    Adapter,
+    image_channels,
+    import_family,
+    is_from,
+    reference_tensor,
+    unknown_name,
+    wrong_options,
+)
+
+_IMAGE_SIDE = 320  # a multiple of every stride (8 to 64), and quick on a CPU
+_CLASS_SIDE = 224
+# Words in a yaml's name -> the class in ultralytics.nn.tasks; the first that fits.
+_TASKS = (
+    ("rtdetr", "RTDETRDetectionModel"),
+    ("-seg", "SegmentationModel"),
+    ("-pose", "PoseModel"),
+    ("-obb", "OBBModel"),
+    ("-cls", "ClassificationModel"),
+    ("-sem", "SemanticSegmentationModel"),
+    ("-depth", "DepthModel"),
+)
+
+
+class UltralyticsAdapter(Adapter):
+    """YOLO v3 to v12 and 26, RT-DETR. Options: ``nc`` (classes), ``ch`` (image channels).
+
+    Both the ``YOLO`` object and the ``DetectionModel`` inside it are known; the first is a wrapper whose ``train``
+    starts a training run and whose call reads images from disk, so the network is its submodule ``model``.
+    """
+
+    name: ClassVar[str] = "ultralytics"
+    size_attributes: Mapping[str, tuple[str, ...]] = MappingProxyType(
+        {
+            "C2f": ("c",),
+            "C3k2": ("c",),
+            "C2fCIB": ("c",),
+            "C2fAttn": ("c",),
+            "C2fPSA": ("c",),
+            "PSA": ("c",),
+            "C2PSA": ("c",),
+            "RepNCSPELAN4": ("c",),
+            "ELAN1": ("c",),
+            "SPPELAN": ("c",),
+            "ADown": ("c",),
+            "Attention": ("num_heads", "head_dim", "key_dim"),
+            "AAttn": ("num_heads", "head_dim", "all_head_dim"),
+            "MSDeformAttn": ("d_model", "n_heads"),
+            "DeformableTransformerDecoder": ("hidden_dim",),
+            "RTDETRDecoder": ("hidden_dim", "nhead"),
+            "CBLinear": ("c2s",),
+        }
+    )
+
+    def build(self, name: str, **options: Any) -> nn.Module:
+        """Build from ``yolo11n.yaml``-like names, a path to a yaml, or a ``.pt`` on this machine; nothing is fetched.
+
+        A ``.pt`` is a pickle that Ultralytics reads with its own loader: only open files that you trust.
+
+        Raises:
+            ModelNameError: no such yaml or file, or options that the class does not take.
+        """
+        tasks = import_family("ultralytics.nn.tasks", "ultralytics")
+        if name.endswith(".pt"):
+            return _from_checkpoint(tasks, name, options)
+        if not Path(name).is_file() and name not in _shipped():
+            raise unknown_name(self.name, name, _shipped())
+        kind = next((kind for word, kind in _TASKS if word in Path(name).stem), "DetectionModel")
+        try:
+            model: nn.Module = getattr(tasks, kind)(name, verbose=False, **options)
+        except TypeError as error:
+            raise wrong_options(self.name, name, error) from error
+        return model.eval()
+
+    def knows(self, model: nn.Module) -> bool:
+        """Say whether the class comes from ``ultralytics``."""
+        return is_from(model, "ultralytics")
+
+    def network_path(self, model: nn.Module) -> str:
+        """Return ``"model"`` for the YOLO wrapper object, else ``""``."""
+        return "model" if is_from(model, "ultralytics.engine") else ""
+
+    def example(self, model: nn.Module) -> Example:
+        """Return one image, (1, C, 320, 320); 224 for classifiers."""
+        return self._images(model, 1)
+
+    def train_example(self, model: nn.Module) -> Example:
+        """Return two images: in train mode the network gives its raw maps, which need no targets."""
+        return self._images(model, 2)
+
+    def _images(self, model: nn.Module, batch: int) -> Example:
+        path = self.network_path(model)
+        network = model.get_submodule(path) if path else model
+        side = _CLASS_SIDE if is_from(network, "ultralytics") and "Classif" in type(network).__name__ else _IMAGE_SIDE
+        shape = (batch, image_channels(network), side, side)
+        return Example((random_input(shape, like=reference_tensor(network)),))
+
+
+def _from_checkpoint(tasks: Any, name: str, options: dict[str, Any]) -> nn.Module:
+    if options:
+        raise ModelNameError("a .pt holds a finished model and takes no options", where=f"ultralytics:{name}")
+    if not Path(name).is_file():  # Ultralytics would download it
+        raise ModelNameError(f"there is no file {name}", where=f"ultralytics:{name}")
+    model: nn.Module = tasks.load_checkpoint(name)[0]
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)  # checkpoints are saved frozen
+    return model.eval()
+
+
+def _shipped() -> list[str]:
+    """Names of the yaml files in the package, with a size letter where the yaml lists scales."""
+    yaml = import_family("yaml", "ultralytics")
+    root = Path(import_family("ultralytics", "ultralytics").__file__).parent / "cfg" / "models"
+    names = set()
+    for path in root.rglob("*.yaml"):
+        names.add(path.name)
+        for scale in yaml.safe_load(path.read_text()).get("scales", ()):
+            names.add(re.sub(r"^(yolo[a-z-]*\d+)", rf"\g<1>{scale}", path.name))
+    return sorted(names)
