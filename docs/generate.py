@@ -8,39 +8,18 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Protocol
 
-from effp_fx import errors
-from effp_fx.ops import table
+from effp_fx import errors, ops
 
 DOCS = Path(__file__).resolve().parent
 NOTE = "<!-- Written by `make docs` from the code; edit that, not this. -->"
-
-# How a row treats channel ids, in the order in which the page explains them.
-KINDS = {
-    "make": "reads the ids of its input, hands out new ones: its weight loses slices on both sides",
-    "carry": "passes ids on, and its own parameters and statistics lose the same slices",
-    "pass": "passes ids on and owns nothing",
-    "tie": "unites the ids that meet in one element",
-    "move": "is run on the ids themselves, so its index map is exact whatever it does",
-    "pin": "freezes what reaches it, with the reason",
-}
-
-
-class Row(Protocol):
-    """What a row of the op table must have for this page: its op's name, its kind, and one sentence or more of doc."""
-
-    name: str
-    kind: str
-    doc: str
-
 
 def errors_page() -> str:
     """docs/errors.md: one section for each exception, the parents first, in the order of the file."""
     lines = ["# Errors", "", NOTE, "", sentence(errors.__doc__), ""]
     for error in exceptions():
         parents = ", ".join(f"`{base.__name__}`" for base in error.__bases__)
-        lines += [f"## {error.__name__}", "", f"A {parents}.", "", paragraph(error.__doc__), ""]
+        lines += [f"## {error.__name__}", "", f"Caught as `{error.__name__}`, {parents}.", "", prose(error.__doc__), ""]
     return "\n".join(lines)
 
 
@@ -52,30 +31,24 @@ def exceptions() -> list[type[BaseException]]:
     )
 
 
-def ops_page(rows: Iterable[Row]) -> str:
-    """docs/ops.md: the rows of the op table by kind, then by name. An op that is not on it pins."""
-    rows = sorted(rows, key=lambda row: (rank(row.kind), row.name))
+def ops_page(rows: Iterable[ops.Row]) -> str:
+    """docs/ops.md: the rows of the op table by kind, in the order of ops.KINDS, then by name."""
+    rows = sorted(rows, key=lambda row: row.name)
     count = Counter(row.kind for row in rows)
     lines = ["# Ops", "", NOTE, ""]
     lines += [
         f"effp_fx knows {len(rows)} ops. An op with no row here is never guessed at: every channel that reaches it is",
         "kept, and `effp-fx trace` says so, with the op, the module and the line of your source. To add one, see",
-        "`effp_fx.register_op`.",
+        "`effp_fx.register_op`. An op in place has the row of its twin that is not.",
         "",
         "| kind | rows | what it does |",
         "|---|---|---|",
     ]
-    lines += [f"| {kind} | {count[kind]} | {KINDS.get(kind, '')} |" for kind in sorted(count, key=rank)]
-    for kind in sorted(count, key=rank):
-        lines += ["", f"## {kind}", "", "| op | how |", "|---|---|"]
-        lines += [f"| `{row.name}` | {cell(row.doc)} |" for row in rows if row.kind == kind]
+    kinds = sorted(count, key=list(ops.KINDS).index)
+    lines += [f"| [{kind}](#{kind}) | {count[kind]} | {ops.KINDS[kind]} |" for kind in kinds]
+    for kind in kinds:
+        lines += ["", f"## {kind}", "", *table([row for row in rows if row.kind == kind])]
     return "\n".join([*lines, ""])
-
-
-def rank(kind: str) -> tuple[int, str]:
-    """The place of a kind on the page: as in KINDS, then by name."""
-    known = list(KINDS)
-    return (known.index(kind) if kind in known else len(known), kind)
 
 
 def sentence(doc: str | None) -> str:
@@ -83,19 +56,22 @@ def sentence(doc: str | None) -> str:
     return " ".join(inspect.cleandoc(doc or "").split("\n\n")[0].split())
 
 
-def paragraph(doc: str | None) -> str:
-    """A docstring as Markdown, its indentation removed."""
-    return inspect.cleandoc(doc or "")
+def prose(doc: str | None) -> str:
+    """A docstring as Markdown, up to the list of its arguments."""
+    return inspect.cleandoc(doc or "").split("\nArgs:\n")[0].rstrip()
 
 
-def cell(doc: str) -> str:
-    """A docstring's first paragraph as one cell of a table."""
-    return sentence(doc).replace("|", "\\|")
+def table(rows: list[ops.Row]) -> list[str]:
+    """The lines of one table: ops that are treated in the same words share a row."""
+    alike: dict[str, list[str]] = {}
+    for row in rows:
+        alike.setdefault(sentence(row.doc).replace("|", "\\|"), []).append(f"`{row.name}`")
+    return ["| op | how |", "|---|---|", *(f"| {' '.join(names)} | {doc} |" for doc, names in alike.items())]
 
 
 PAGES: dict[str, Callable[[], str]] = {
     "errors.md": errors_page,
-    "ops.md": lambda: ops_page(table.rows()),
+    "ops.md": lambda: ops_page(ops.rows()),
 }
 
 
