@@ -7,24 +7,22 @@ VENV ?= .venv
 PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 python3.11,\
   $(shell $(p) -c 'import sys; sys.version_info >= (3, 11) and print("$(p)")' 2>/dev/null)))
 BIN := $(VENV)/bin
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 FAMILIES := ultralytics,timm,transformers
 
 # Tests spread over the cores; PYTEST_ARGS narrows them: make test PYTEST_ARGS='-k ssd'
 PYTEST_ARGS ?=
-WORKERS ?= -n logical --maxprocesses 8 --dist worksteal
+WORKERS ?= -n logical --maxprocesses 4 --dist worksteal
 
-# No weights, no telemetry, and no two libraries fighting for the same cores.
+# Nothing here needs weights, so nothing may look for any.
 export HF_HUB_OFFLINE := 1
 export YOLO_OFFLINE := true
-export OMP_NUM_THREADS ?= 1
 
 .PHONY: help demo test check zoo bench golden docs clean
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
 
-demo: export OMP_NUM_THREADS :=
 demo: $(VENV)/.base  ## trace SSD300, prune it to half its FLOPs, verify, export, run in ONNX Runtime
 	$(BIN)/effp-fx demo
 
@@ -58,12 +56,15 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 	  echo "$(PYTHON) cannot make a virtual environment: install its venv module (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
 
+# The second try serves a machine with no network whose environment is complete already: it asks no index for anything.
+install = $(PIP_INSTALL) --editable '$(1)' || $(PIP_INSTALL) --no-index --no-build-isolation --editable '$(1)'
+
 $(VENV)/.base: pyproject.toml | $(BIN)/python
 	@echo "installing effp_fx into $(VENV) (the first time this fetches torch: some minutes)"
-	@$(PIP_INSTALL) .
+	@$(call install,.)
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	@echo "installing effp_fx, its model families and its tools into $(VENV) (the first time: some minutes)"
-	@$(PIP_INSTALL) '.[dev,$(FAMILIES)]'
+	@$(call install,.[dev,$(FAMILIES)])
 	@touch $@ $(VENV)/.base
