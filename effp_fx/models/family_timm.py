@@ -9,15 +9,8 @@ from typing import Any, ClassVar
 from torch import nn
 
 from effp_fx.inputs import Example, random_input
-from effp_fx.models.registry import (
-    Adapter,
-    image_channels,
-    import_family,
-    is_from,
-    reference_tensor,
-    unknown_name,
-    wrong_options,
-)
+from effp_fx.models.registry import Adapter, image_channels, is_from, reference_tensor
+from effp_fx.models.spec import import_family, unknown_name, wrong_options
 
 _LARGEST_SIDE = 224  # nets that take any size are traced at this one at most
 

@@ -7,11 +7,12 @@ from typing import Any, ClassVar
 from torch import nn
 
 from effp_fx.inputs import Example, random_input
-from effp_fx.models import tiny
-from effp_fx.models.registry import Adapter, reference_tensor, unknown_name, wrong_options
+from effp_fx.models import tiny, tiny_attention, tiny_odd
+from effp_fx.models.registry import Adapter, reference_tensor
+from effp_fx.models.spec import unknown_name, wrong_options
 from effp_fx.models.tiny import TinyNet
 
-TINY: dict[str, type[TinyNet]] = {**tiny.NETS}
+TINY: dict[str, type[TinyNet]] = {**tiny.NETS, **tiny_odd.NETS, **tiny_attention.NETS}
 """Name in a spec -> class; its docstring says what is hard about it."""
 
 

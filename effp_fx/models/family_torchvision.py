@@ -12,15 +12,8 @@ from torch import Tensor, nn
 
 from effp_fx.errors import ModelNameError
 from effp_fx.inputs import Example, random_input
-from effp_fx.models.registry import (
-    Adapter,
-    image_channels,
-    import_family,
-    is_from,
-    reference_tensor,
-    unknown_name,
-    wrong_options,
-)
+from effp_fx.models.registry import Adapter, image_channels, is_from, reference_tensor
+from effp_fx.models.spec import import_family, unknown_name, wrong_options
 
 _STEM = {  # builders that warn unless they are told how to initialise
     "googlenet": {"init_weights": True},

@@ -9,15 +9,8 @@ from typing import Any, ClassVar
 from torch import nn
 
 from effp_fx.inputs import Example, random_input
-from effp_fx.models.registry import (
-    Adapter,
-    image_channels,
-    import_family,
-    is_from,
-    reference_tensor,
-    unknown_name,
-    wrong_options,
-)
+from effp_fx.models.registry import Adapter, image_channels, is_from, reference_tensor
+from effp_fx.models.spec import import_family, unknown_name, wrong_options
 
 # Which model class a model type gets: the first of these that the library has for it.
 _TASKS = (
@@ -86,8 +79,12 @@ class TransformersAdapter(Adapter):
         classes = _model_classes()
         if name not in classes:
             raise unknown_name(self.name, name, classes)
+        recipe, configuration = _RECIPES.get(name, {}), transformers.CONFIG_MAPPING[name]
+        foreign = [key for key in options if not hasattr(configuration(**recipe), key)]
+        if foreign:  # a configuration keeps any keyword that it is given, and says nothing
+            raise wrong_options(self.name, name, TypeError("no such field: " + ", ".join(foreign)))
         try:
-            config = transformers.CONFIG_MAPPING[name](**_RECIPES.get(name, {}) | options)
+            config = configuration(**recipe | options)
             model: nn.Module = getattr(transformers, classes[name])(config)
         except (TypeError, ValueError) as error:
             raise wrong_options(self.name, name, error) from error

@@ -12,15 +12,8 @@ from torch import nn
 
 from effp_fx.errors import ModelNameError
 from effp_fx.inputs import Example, random_input
-from effp_fx.models.registry import (
-    Adapter,
-    image_channels,
-    import_family,
-    is_from,
-    reference_tensor,
-    unknown_name,
-    wrong_options,
-)
+from effp_fx.models.registry import Adapter, image_channels, is_from, reference_tensor
+from effp_fx.models.spec import import_family, unknown_name, wrong_options
 
 _IMAGE_SIDE = 320  # a multiple of every stride (8 to 64), and quick on a CPU
 _CLASS_SIDE = 224

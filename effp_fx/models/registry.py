@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import abc
-import difflib
-import importlib
-import importlib.util
-import sys
-from collections.abc import Iterable, Mapping
+import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from types import MappingProxyType, ModuleType
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -19,9 +15,8 @@ from torch.utils import _pytree as pytree
 
 from effp_fx.errors import InputError, ModelNameError, RegistrationError
 from effp_fx.inputs import Example, as_example, infer_example
-
-Option = bool | int | float | str | tuple[Any, ...] | None
-_WORDS: dict[str, Option] = {"true": True, "false": False, "none": None}
+from effp_fx.models.factory import load_factory
+from effp_fx.models.spec import split_options
 
 
 class Adapter(abc.ABC):
@@ -153,55 +148,13 @@ def build(spec: str) -> Built:
         raise ModelNameError(
             f"{spec!r} is not a model spec",
             expected="family:name, package.module:factory or file.py:factory; families: " + ", ".join(names()),
-            mend=_suggest(spec, names()),
+            mend=f"write its family before it, for instance torchvision:{head}" if head else None,
         )
     if head not in _ADAPTERS:
         return _from_factory(spec)
     name, options = split_options(rest)
     adapter = _ADAPTERS[head]
     return Built(adapter.build(name, **options).eval(), adapter, spec)
-
-
-def split_options(text: str) -> tuple[str, dict[str, Option]]:
-    """Split ``name?key=value&key=value`` into the name and the options, values read as Python scalars or tuples.
-
-    Raises:
-        ModelNameError: an option without ``=``, without a name, or given twice.
-    """
-    name, _, query = text.partition("?")
-    options: dict[str, Option] = {}
-    for item in filter(None, query.split("&")):
-        key, equals, value = item.partition("=")
-        if not equals or not key.isidentifier() or key in options:
-            raise ModelNameError(f"cannot read the option {item!r}", where=text, expected="name?key=value&key=value")
-        options[key] = _read(value)
-    return name, options
-
-
-def unknown_name(family: str, name: str, known: Iterable[str]) -> ModelNameError:
-    """Return (not raise) the error for a name that a family does not have, with near matches."""
-    known = list(known)
-    return ModelNameError(
-        f"{family} has no model {name!r}",
-        where=f"{family}:{name}",
-        expected=f"one of its {len(known)} names",
-        mend=_suggest(name, known) or "the first of them: " + ", ".join(sorted(known)[:5]),
-    )
-
-
-def wrong_options(family: str, name: str, error: Exception) -> ModelNameError:
-    """Return (not raise) the error for options that a builder refused."""
-    return ModelNameError(f"{family}:{name} does not take these options", seen=f"{type(error).__name__}: {error}")
-
-
-def import_family(package: str, extra: str) -> Any:
-    """Import the package of a family; ModelNameError with the line that installs it where it is absent."""
-    try:
-        return importlib.import_module(package)
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] != package.partition(".")[0]:
-            raise
-        raise ModelNameError(f"{package} is not installed", mend=f'pip install "effp-fx[{extra}]"') from error
 
 
 def is_from(model: nn.Module, prefix: str) -> bool:
@@ -236,13 +189,11 @@ def mean_square_loss(outputs: Any) -> Tensor:
 def _from_factory(spec: str) -> Built:
     place, _, rest = spec.rpartition(":")
     factory_name, options = split_options(rest)
-    module = _load_file(place, spec) if place.endswith(".py") else _load_module(place, spec)
-    factory = getattr(module, factory_name, None)
-    if not callable(factory):
-        public = [key for key in vars(module) if not key.startswith("_")]
-        raise ModelNameError(
-            f"{place} has no factory {factory_name!r}", where=spec, mend=_suggest(factory_name, public)
-        )
+    factory = load_factory(place, factory_name, names())
+    try:
+        inspect.signature(factory).bind(**options)  # what goes wrong inside the factory is the user's to see
+    except TypeError as error:
+        raise ModelNameError("the factory cannot be called with these options", where=spec, seen=str(error)) from error
     made = factory(**options)
     model, given = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(model, nn.Module):
@@ -250,52 +201,3 @@ def _from_factory(spec: str) -> Built:
             f"{factory_name} did not return a torch.nn.Module", where=spec, seen=f"an object of {type(model)}"
         )
     return Built(model.eval(), adapter_for(model), spec, None if given is None else as_example(given))
-
-
-def _load_module(place: str, spec: str) -> ModuleType:
-    try:
-        return importlib.import_module(place)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{place}.".startswith(error.name + "."):
-            raise  # the module exists; something that it imports does not
-        raise ModelNameError(
-            f"{place!r} is neither a model family nor a Python module",
-            where=spec,
-            expected="a family (" + ", ".join(names()) + "), an importable module, or a path that ends in .py",
-            mend=_suggest(place, names()),
-        ) from error
-
-
-def _load_file(place: str, spec: str) -> ModuleType:
-    path = Path(place).resolve()
-    if not path.is_file():
-        raise ModelNameError(f"there is no file {place}", where=spec)
-    name = f"effp_fx_user_{path.stem}"
-    found = importlib.util.spec_from_file_location(name, path)
-    assert found is not None and found.loader is not None  # holds for every path that ends in .py
-    module = importlib.util.module_from_spec(found)
-    sys.modules[name] = module  # before it runs, so that its classes can be pickled and dataclasses resolved
-    try:
-        found.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
-
-
-def _read(text: str) -> Option:
-    if "," in text:
-        return tuple(_read(part) for part in text.split(",") if part)
-    if text.lower() in _WORDS:
-        return _WORDS[text.lower()]
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
-
-
-def _suggest(name: str, known: Iterable[str]) -> str | None:
-    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
-    return "did you mean " + " or ".join(near) + "?" if near else None
