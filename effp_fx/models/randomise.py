@@ -8,10 +8,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from effp_fx.inputs import Example
+
 _FEW = 1e-2  # a scale whose mean size is below this (layer scale starts at 1e-6) would hide its whole branch
+_DEAD = 1e-6  # variance of a channel with nothing in it
 
 
-def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
+def randomise(model: nn.Module, seed: int = 0, *, example: Example | None = None) -> nn.Module:
     """Change, in place, every value that initialisation leaves trivial; the same seed gives the same values.
 
     A new network has scales of one, biases and means of zero and variances of one: a compiler could drop them all
@@ -24,9 +27,14 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
       matter, they become U(0.5, 1.5) themselves if non-zero, N(0, 0.1) if zero. Larger tables that are zero become
       N(0, 0.02).
 
+    Statistics that have nothing to do with the data let activations grow with depth, until boxes degenerate and
+    softmaxes saturate. With an ``example`` the model runs on it once, in eval mode, and running means and variances
+    become those measured there, moved by N(0, 0.1) deviations and multiplied by U(0.5, 1.5).
+
     Args:
         model: any module; its parameters and buffers are written under ``torch.no_grad``.
-        seed: of a generator on the CPU; the global random state is neither read nor changed.
+        seed: of a generator on the CPU, whose draws are all that the values depend on.
+        example: eval-mode inputs of the model.
 
     Returns:
         The model itself.
@@ -37,6 +45,8 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
             value = _drawn(module, name, tensor, generator)
             if value is not None:
                 tensor.copy_(value)
+        if example is not None:
+            _measure_statistics(model, example, generator)
     return model
 
 
@@ -49,6 +59,33 @@ def _owned_tensors(model: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
             if id(tensor) not in seen and tensor.is_floating_point() and tensor.numel():
                 seen.add(id(tensor))
                 yield module, name, tensor
+
+
+def _measure_statistics(model: nn.Module, example: Example, generator: torch.Generator) -> None:
+    """Set the statistics of each norm just before it first runs, so that what follows sees its settled output."""
+    done: set[int] = set()
+
+    def settle(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if id(norm) in done:
+            return
+        done.add(id(norm))
+        mean_buffer, variance_buffer = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
+        variance, mean = torch.var_mean(inputs[0].transpose(0, 1).flatten(1), dim=1, correction=0)
+        variance = torch.where(variance > _DEAD, variance, torch.ones_like(variance))  # one pixel, or a dead channel
+        shift, factor = _normal(mean_buffer, 0.1, generator), _around_one(mean_buffer, generator)
+        mean_buffer.copy_(mean + shift.to(mean) * variance.sqrt())
+        variance_buffer.copy_(variance * factor.to(variance))
+
+    norms = [m for m in model.modules() if _is_norm(m) and isinstance(getattr(m, "running_var", None), Tensor)]
+    hooks = [norm.register_forward_pre_hook(settle) for norm in norms]
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()(*example.args, **example.kwargs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, training in flags:
+            module.training = training
 
 
 def _drawn(module: nn.Module, name: str, tensor: Tensor, generator: torch.Generator) -> Tensor | None:
