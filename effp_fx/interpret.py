@@ -1,0 +1,229 @@
+"""Walks captured graphs once with shadows in place of tensors, and unites or freezes channels as the rows of the ops say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from effp_fx import graph, ops
+from effp_fx.capture import Capture
+from effp_fx.channel_ids import ChannelIds, Owner, Reason
+from effp_fx.ops.context import Call, Context, Facets
+from effp_fx.ops.shadow import Shadow, absolute, compress, crop, flat, identity, is_empty, map_ids, spread, varying
+
+Shadows = dict[fx.Node, list[Shadow]]
+
+
+@dataclass
+class Interpretation:
+    """The state of an analysis: one set of ids for all graphs of a model, and the shadows of every value."""
+
+    shapes: dict[str, tuple[int, ...]]
+    """Parameters and buffers of floating type, in the model's order."""
+    context: Context = field(default_factory=Context)
+    owners: dict[str, list[Owner]] = field(default_factory=dict)
+    graphs: list[tuple[Capture, Shadows]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for name, shape in self.shapes.items():
+            ids = self.context.ids
+            self.owners[name] = [ids.new(name, dim, size) for dim, size in enumerate(shape) if size > 1]
+
+    @property
+    def ids(self) -> ChannelIds:
+        """All ids of the model."""
+        return self.context.ids
+
+    def walk(self, capture: Capture) -> None:
+        """Interpret one graph; what several graphs teach is joined."""
+        shadows: Shadows = {}
+        self.graphs.append((capture, shadows))
+        aliases = _Aliases(capture.graph_module)
+        for node in capture.graph_module.graph.nodes:
+            if node.op == "output":
+                self._freeze_outputs(node, shadows)
+            elif node.op == "get_attr":
+                shadows[node] = [self._weight(node)]
+            elif node.op == "placeholder":
+                shadows[node] = [Shadow(graph.info(node).shape)]
+            else:
+                shadows[node] = self._op(node, shadows)
+                if graph.is_mutation(node):
+                    aliases.written(self.context, node, shadows)
+
+    def freeze_unused(self) -> None:
+        """Weights that no graph reads: nothing is known of them, so they stay as they are."""
+        used = {name for capture, _ in self.graphs for name in capture.used}
+        for name, owners in self.owners.items():
+            if name in used:
+                continue
+            for owner in owners:
+                self.ids.freeze(np.arange(owner.start, owner.stop), Reason("does not run on the example inputs", module=name))
+
+    def settle(self) -> None:
+        """Make every value rectangular: where channels vary along two dimensions, unite along one; freeze what would
+        empty a tensor. Runs until nothing changes."""
+        pending = {
+            identity(facet): (node, facet)
+            for _, shadows in self.graphs
+            for node, outputs in shadows.items()
+            for shadow in outputs
+            for facet in shadow.facets
+        }
+        while True:
+            before = (self.ids.roots().copy(), self.ids.frozen_mask().copy())
+            table = torch.from_numpy(np.where(before[1], 0, before[0]))
+            done = [key for key, (node, facet) in pending.items() if _settled(self.context, node, facet, table)]
+            for key in done:
+                del pending[key]
+            if np.array_equal(before[0], self.ids.roots()) and np.array_equal(before[1], self.ids.frozen_mask()):
+                return
+
+    def _weight(self, node: fx.Node) -> Shadow:
+        shape, name = graph.info(node).shape, str(node.target)
+        owners = self.owners.get(name, [])
+        facets = tuple(spread(torch.arange(owner.start, owner.stop, dtype=torch.int32), owner.dim, shape) for owner in owners)
+        return Shadow(shape, facets, from_input=False)
+
+    def _freeze_outputs(self, node: fx.Node, shadows: Shadows) -> None:
+        for source in node.all_input_nodes:
+            reason = Reason("reaches the model's output", "output", source.meta.get("module", ""), source.meta.get("source", ""))
+            for shadow in shadows[source]:
+                for facet in shadow.facets:
+                    self.ids.freeze(flat(facet), reason)
+
+    def _op(self, node: fx.Node, shadows: Shadows) -> list[Shadow]:
+        if node.target.__name__ == "_getitem":  # type: ignore[union-attr]  # a call_function node: never a string
+            source, index = node.args
+            return [shadows[source][index]]  # type: ignore[index]  # as the recorder wrote them
+        outputs = graph.infos(node)
+        from_input = any(shadow.from_input for source in node.all_input_nodes for shadow in shadows[source]) or not node.all_input_nodes
+        if any(shadow.facets for source in node.all_input_nodes for shadow in shadows[source]):
+            results = self._apply(Call(node, shadows), len(outputs))
+        else:
+            results = [[] for _ in outputs]
+        return [
+            Shadow(value.shape, tuple(self._checked(node, facets, value.shape)), from_input) if value else Shadow(())
+            for value, facets in zip(outputs, results, strict=True)
+        ]
+
+    def _apply(self, call: Call, outputs: int) -> list[Facets]:
+        row = ops.find(call.node)
+        if row is None:
+            self.context.pin(call, "an op that the compiler has no row for")
+            return [[] for _ in range(outputs)]
+        try:
+            result = row.rule(self.context, call)
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+            # A form of the op that its row does not foresee: keeping its channels is always right.
+            self.notes.append(f"{graph.op_name(call.node)} at {graph.place(call.node)}: {type(error).__name__}: {error}")
+            self.context.pin(call, "a form of this op that its row does not cover")
+            return [[] for _ in range(outputs)]
+        if result and isinstance(result[0], list):
+            lists: list[Facets] = list(result)  # type: ignore[arg-type]  # just looked at
+            return lists + [[] for _ in range(outputs - len(lists))]
+        if not result and outputs > 1:
+            return [[] for _ in range(outputs)]
+        return [result, *([] for _ in range(outputs - 1))]  # type: ignore[list-item]  # a list of facets: looked at above
+
+    def _checked(self, node: fx.Node, facets: Iterable[Tensor], shape: tuple[int, ...]) -> list[Tensor]:
+        kept = []
+        for facet in facets:
+            if tuple(facet.shape) != shape:
+                raise AssertionError(f"{node.name}: a facet of shape {tuple(facet.shape)} for a tensor of shape {shape}")
+            if varying(facet):
+                kept.append(facet)
+                continue
+            self.ids.freeze(flat(facet), _reason(node, "a whole tensor would be left empty"))
+        return kept
+
+
+class _Aliases:
+    """Which values share memory, so that a write through one is seen through the others."""
+
+    def __init__(self, graph_module: fx.GraphModule) -> None:
+        self._order = {node: index for index, node in enumerate(graph_module.graph.nodes)}
+        self._members: dict[int, list[fx.Node]] = {}
+        for node in self._order:
+            storage = node.meta.get("storage")
+            for number in storage if isinstance(storage, list) else [storage]:
+                if number is not None:
+                    self._members.setdefault(number, []).append(node)
+
+    def written(self, context: Context, node: fx.Node, shadows: Shadows) -> None:
+        """After an op that writes: other views of that memory that are read later must show the same channels.
+
+        Where the write changes which channels the memory holds, every channel in sight stays: both readings are right
+        then.
+        """
+        target = node.args[0] if node.args else None
+        if not isinstance(target, fx.Node) or len(shadows[node]) != 1:
+            return
+        others = [
+            other
+            for other in self._members.get(target.meta.get("storage"), [])  # type: ignore[arg-type]  # None finds nothing
+            if other is not target and other is not node and self._order[other] < self._order[node] and self._read_later(other, node)
+        ]
+        before, after = shadows[target][0], shadows[node][0]
+        if not others or _alike(before, after):
+            return
+        reason = _reason(node, "is written into memory that is also read through another view")
+        for view in [target, node, *others]:
+            for shadow in shadows[view]:
+                for facet in shadow.facets:
+                    context.ids.freeze(flat(facet), reason)
+        for source in node.all_input_nodes:
+            for shadow in shadows[source]:
+                for facet in shadow.facets:
+                    context.ids.freeze(flat(facet), reason)
+
+    def _read_later(self, node: fx.Node, writer: fx.Node) -> bool:
+        return any(self._order[user] > self._order[writer] for user in node.users)
+
+
+def _alike(left: Shadow, right: Shadow) -> bool:
+    return len(left.facets) == len(right.facets) and all(
+        torch.equal(one, two) for one, two in zip(left.facets, right.facets, strict=True)
+    )
+
+
+def _reason(node: fx.Node, text: str) -> Reason:
+    return Reason(text, graph.op_name(node), node.meta.get("module", ""), node.meta.get("source", ""))
+
+
+def _settled(context: Context, node: fx.Node, facet: Tensor, table: Tensor) -> bool:
+    """Whether nothing more can come of this facet. Where it is not rectangular or would leave nothing, unite or freeze."""
+    small = absolute(map_ids(facet, table))
+    if is_empty(small):
+        return True
+    small = compress(small)
+    along = varying(small)
+    if not along:
+        context.ids.freeze(flat(small), _reason(node, "a whole tensor would be left empty"))
+        return True
+    if len(along) == 1:
+        return False
+    best = max(along, key=lambda dim: (_classes(small, dim), -dim))
+    context._line(Call(node, {}), crop(small), best)
+    return False
+
+
+def _classes(small: Tensor, dim: int) -> int:
+    """How many channels are left if everything within one index of `dim` is united."""
+    rows = crop(small).movedim(dim, 0).reshape(small.shape[dim], -1).numpy()
+    whole = (rows > 0).all(1)
+    if not whole.any():
+        return 0
+    values, compact = np.unique(rows[whole], return_inverse=True)
+    ids = ChannelIds()
+    first = ids.new("values", 0, len(values)).start
+    table = compact.reshape(rows[whole].shape) + first
+    ids.unite(np.repeat(table[:, 0], table.shape[1]), table.reshape(-1))
+    roots = ids.roots()
+    lost = np.unique(roots[np.searchsorted(values, np.intersect1d(rows[~whole], values)) + first]) if (~whole).any() else []
+    return len(np.unique(roots[first:])) - len(lost)

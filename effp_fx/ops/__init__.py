@@ -1,0 +1,21 @@
+"""What the compiler knows of each op: one row each, by family; importing this package fills the table."""
+
+from effp_fx.ops import contraction, elementwise, movement, normalisation, reduction, spatial
+from effp_fx.ops.table import KINDS, Kept, Row, add, find, forget_op, register_op, rows
+
+__all__ = [
+    "KINDS",
+    "Kept",
+    "Row",
+    "add",
+    "contraction",
+    "elementwise",
+    "find",
+    "forget_op",
+    "movement",
+    "normalisation",
+    "reduction",
+    "register_op",
+    "rows",
+    "spatial",
+]

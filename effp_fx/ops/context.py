@@ -1,0 +1,200 @@
+"""What a rule may do while the graph is walked: look at shadows, unite channels, freeze them with a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from effp_fx import graph
+from effp_fx.channel_ids import ChannelIds, Reason
+from effp_fx.graph import TensorInfo
+from effp_fx.ops.shadow import Array, Shadow, crop, flat, is_empty, leaky, spread, varying
+
+Facets = list[Tensor]
+Result = Facets | list[Facets]
+"""What a rule returns: the facets of its output, or one list for each of several outputs."""
+
+
+@dataclass
+class Call:
+    """One op in the graph, with its arguments by the names of its schema."""
+
+    node: fx.Node
+    shadows: dict[fx.Node, list[Shadow]]
+
+    @cached_property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments by name, defaults filled in."""
+        schema = getattr(self.node.target, "_schema", None)
+        if schema is None:
+            return dict(self.node.kwargs)
+        bound: dict[str, Any] = {}
+        for index, argument in enumerate(schema.arguments):
+            if index < len(self.node.args):
+                bound[argument.name] = self.node.args[index]
+            elif argument.name in self.node.kwargs:
+                bound[argument.name] = self.node.kwargs[argument.name]
+            else:
+                bound[argument.name] = argument.default_value
+        return bound
+
+    def __getitem__(self, name: str) -> Any:
+        return self.arguments[name]
+
+    def first(self, *names: str) -> Any:
+        """The first of these arguments that the schema has."""
+        return next((self.arguments[name] for name in names if name in self.arguments), None)
+
+    def shadow(self, node: Any, output: int = 0) -> Shadow:
+        """The shadow of an argument; an empty one for None and numbers."""
+        if isinstance(node, fx.Node):
+            return self.shadows[node][output]
+        return Shadow((), (), from_input=False)
+
+    @property
+    def inputs(self) -> list[Shadow]:
+        """The shadows of all tensor arguments, lists included, in order."""
+        return [shadow for node in self.node.all_input_nodes for shadow in self.shadows[node]]
+
+    @property
+    def out(self) -> TensorInfo:
+        """The result (the first, of several)."""
+        value = graph.infos(self.node)[0]
+        if value is None:
+            raise TypeError(f"{self.node.name} returns no tensor")
+        return value
+
+    @property
+    def outs(self) -> list[TensorInfo]:
+        """All results."""
+        return [value for value in graph.infos(self.node) if value is not None]
+
+
+@dataclass
+class Context:
+    """The state of one analysis, shared by all graphs of a model."""
+
+    ids: ChannelIds = field(default_factory=ChannelIds)
+    consumed: list[Array] = field(default_factory=list)
+    """Ids of weight slices that read a channel: they go with it, but masking need not zero them."""
+    statistics: set[str] = field(default_factory=set)
+    """Buffers of running statistics."""
+    gammas: set[str] = field(default_factory=set)
+    """Names of normalisation scales."""
+    parts: list[Array] = field(default_factory=list)
+    """Subsets of channels that an op cut out: channels of one group are in the same ones, so that no part is emptied."""
+
+    def reason(self, call: Call, text: str) -> Reason:
+        """The reason, with op, module and source line of the call."""
+        node = call.node
+        return Reason(text, graph.op_name(node), node.meta.get("module", ""), node.meta.get("source", ""))
+
+    def freeze(self, call: Call, facets: Tensor | Sequence[Tensor], text: str) -> None:
+        """All channels in these facets stay."""
+        for facet in [facets] if isinstance(facets, Tensor) else facets:
+            self.ids.freeze(flat(facet), self.reason(call, text))
+
+    def pin(self, call: Call, text: str) -> Facets:
+        """All channels that reach this op stay; its result belongs to none."""
+        for shadow in call.inputs:
+            self.freeze(call, shadow.facets, text)
+        return []
+
+    def unite(self, left: Tensor, right: Tensor) -> None:
+        """Unite two facets of equal shape element by element; the caller has dealt with zeros."""
+        dims = tuple(sorted({*varying(left), *varying(right)}))
+        one = crop(left, dims).reshape(-1).abs().numpy().astype(np.int64)
+        two = crop(right, dims).reshape(-1).abs().numpy().astype(np.int64)
+        both = (one > 0) & (two > 0)
+        self.ids.unite(one[both], two[both])
+
+    def match(self, call: Call, left: Tensor, right: Tensor, text: str) -> Tensor:
+        """Unite two facets of equal shape; where only one has a channel, that one stays. Returns unsigned merged ids."""
+        dims = tuple(sorted({*varying(left), *varying(right)}))
+        one, two = crop(left, dims), crop(right, dims)
+        alone = (one != 0) ^ (two != 0)
+        if bool(alone.any()):
+            lonely = torch.where(one != 0, one, two)[alone]
+            self.ids.freeze(lonely.abs().numpy().astype(np.int64), self.reason(call, text))
+        self.unite(one, two)
+        merged = torch.where((one != 0) & (two != 0), one.abs(), torch.zeros_like(one))
+        return merged.expand(left.shape)
+
+    def vector(self, call: Call, shadow: Shadow, dim: int) -> Tensor | None:
+        """The channel of each index along `dim` (negative: not zero while masked), None where no index has one.
+
+        An index can only go as a whole: what lies beside it along other dimensions is united with it.
+        """
+        dim %= max(len(shadow.shape), 1)
+        vector: Tensor | None = None
+        for facet in shadow.facets:
+            if dim not in varying(facet):
+                continue
+            line = self._line(call, facet, dim)
+            if vector is None:
+                vector = line
+            else:
+                sign = torch.where((vector < 0) & (line < 0), -1, 1)
+                vector = self.match(call, vector, line, "two different uses of one dimension meet") * sign
+        return vector
+
+    def _line(self, call: Call, facet: Tensor, dim: int) -> Tensor:
+        rows = crop(facet).movedim(dim, 0).reshape(facet.shape[dim], -1)
+        if rows.shape[1] == 1:
+            return rows[:, 0].to(torch.int32)
+        partial = (rows == 0).any(1) & (rows != 0).any(1)
+        if bool(partial.any()):
+            self.freeze(call, rows[partial], "only a part of this index belongs to a channel")
+        whole = rows[~partial]
+        left = whole[:, :1].expand(whole.shape)
+        self.unite(left.contiguous(), whole.contiguous())
+        line = rows[:, 0].abs() * torch.where((rows < 0).any(1), -1, 1)
+        return torch.where(partial, 0, line).to(torch.int32)
+
+    def read(self, call: Call, vector: Tensor, *, text: str = "not zero while masked, and this op would see the value") -> Tensor:
+        """The channels a consumer reads: those whose value is not zero while masked are frozen and dropped."""
+        leaking = vector < 0
+        if bool(leaking.any()):
+            self.freeze(call, vector[leaking], text)
+        return torch.where(leaking, 0, vector)
+
+    def consume(self, vector: Tensor) -> None:
+        """Weight slices with these ids only read channels."""
+        ids = vector.abs().numpy().astype(np.int64)
+        self.consumed.append(ids[ids > 0])
+
+    def pass_along(self, call: Call, shadow: Shadow, dims: dict[int, int], *, sign: int = 1, text: str) -> Facets:
+        """Facets of `shadow` that vary only along the keys of `dims` go on to the given dimensions of the result; the
+        channels of all others are frozen."""
+        shape, kept = call.out.shape, []
+        for facet in shadow.facets:
+            along = varying(facet)
+            if any(dim not in dims for dim in along):
+                self.freeze(call, facet, text)
+                continue
+            small = crop(facet)
+            order = sorted(along, key=lambda dim: dims[dim])
+            view = [1] * len(shape)
+            for dim in along:
+                view[dims[dim]] = shadow.shape[dim]
+            values = small.permute(*order, *[d for d in range(small.dim()) if d not in order]).reshape(view)
+            kept.append(signed(values, sign).expand(shape))
+        return [facet for facet in kept if not is_empty(facet)]
+
+
+def signed(facet: Tensor, sign: int) -> Tensor:
+    """The facet as it is (1), or marked as not zero while masked (-1)."""
+    return facet if sign > 0 else leaky(facet)
+
+
+def line_facet(vector: Tensor | None, dim: int, shape: tuple[int, ...]) -> Facets:
+    """The facets of a result whose channels lie along one dimension."""
+    if vector is None or not bool(vector.any()):
+        return []
+    return [spread(vector, dim % len(shape), shape)]

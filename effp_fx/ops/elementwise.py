@@ -1,0 +1,222 @@
+"""Elementwise ops: channels that meet in one element are united; what is known of zero is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Number
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from effp_fx.ops.context import Call, Context, Facets, signed
+from effp_fx.ops.shadow import Shadow, crop, is_empty, varying
+from effp_fx.ops.table import add
+
+KEEPS_ZERO = (
+    "relu relu6 silu gelu tanh hardswish leaky_relu rrelu elu celu selu abs neg negative sqrt square sin tan asin atan sinh asinh atanh "
+    "floor ceil round trunc fix frac sgn sign erf expm1 log1p softsign mish hardtanh dropout feature_dropout alpha_dropout native_dropout "
+    "clone contiguous detach alias to _to_copy type_as float half double positive nan_to_num deg2rad rad2deg hardshrink softshrink tanhshrink "
+    "zeros_like angle real imag conj resolve_conj resolve_neg lift_fresh lift conj_physical fill_zero zero bool int long"
+)
+MOVES_ZERO = (
+    "sigmoid exp exp2 log log2 log10 cos cosh acos acosh rsqrt reciprocal softplus hardsigmoid log_sigmoid logical_not bitwise_not logit erfc lgamma "
+    "digamma isnan isinf isfinite ones_like full_like rand_like randn_like empty_like randint_like bernoulli uniform normal fill exponential threshold"
+)
+TIES = "maximum minimum fmax fmin logaddexp atan2 hypot where eq ne lt le gt ge logical_and logical_or logical_xor bitwise_and bitwise_or pow remainder fmod"
+
+
+def combine(context: Context, call: Call, shadows: Sequence[Shadow], shape: tuple[int, ...], kind: str) -> Facets:
+    """The facets of an elementwise result.
+
+    `kind` says what is known of zero: `mul` (zero if any operand is), `add` (if all are), `div` (if the first is),
+    `other` (nothing). A facet that meets an operand without channels stays where that operand is broadcast along it
+    (size 1) and is frozen where it has a full dimension of its own.
+    """
+    merged: list[Tensor] = []
+    done: list[Shadow] = []
+    for shadow in shadows:
+        facets = [_seen(facet, shape) for facet in shadow.facets]
+        facets = [facet for facet in facets if _fits(context, call, facet, done, merged)]
+        merged = [facet for facet in merged if _fits(context, call, facet, [shadow], facets)]
+        merged = _merge(context, call, merged, facets, kind, first=not done)
+        done.append(shadow)
+    return [facet for facet in merged if not is_empty(facet)]
+
+
+def _seen(facet: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return facet.expand(shape)
+
+
+def _overlap(left: Tensor, right: Tensor) -> bool:
+    return bool({*varying(left)} & {*varying(right)})
+
+
+def _fits(context: Context, call: Call, facet: Tensor, others: Sequence[Shadow], theirs: Sequence[Tensor]) -> bool:
+    """Whether the facet can stay beside the other operands; freezes its channels where it cannot."""
+    if any(_overlap(facet, other) for other in theirs):
+        return True
+    for shadow in others:
+        offset = facet.dim() - len(shadow.shape)
+        if any(dim >= offset and shadow.shape[dim - offset] > 1 for dim in varying(facet)):
+            context.freeze(call, facet, "meets a tensor of full size that has no channels along this dimension")
+            return False
+    return True
+
+
+def _merge(context: Context, call: Call, merged: list[Tensor], facets: list[Tensor], kind: str, *, first: bool) -> list[Tensor]:
+    if first:
+        return facets
+    result, left = [], list(facets)
+    for facet in merged:
+        partners = [other for other in left if _overlap(facet, other)]
+        left = [other for other in left if not any(other is partner for partner in partners)]
+        if not partners:
+            result.append(signed(facet, 1 if kind in ("mul", "div") else -1))
+        for partner in partners:
+            facet = _pair(context, call, facet, partner, kind)
+        if partners:
+            result.append(facet)
+    return result + [signed(facet, 1 if kind == "mul" else -1) for facet in left]
+
+
+def _pair(context: Context, call: Call, left: Tensor, right: Tensor, kind: str) -> Tensor:
+    dims = tuple(sorted({*varying(left), *varying(right)}))
+    one, two = crop(left, dims), crop(right, dims)
+    if kind == "mul":
+        zero = (one > 0) | (two > 0)
+    elif kind == "add":
+        zero = (one > 0) & (two > 0)
+    elif kind == "div":
+        zero = (one > 0) & (two < 0)
+    else:
+        zero = torch.zeros_like(one, dtype=torch.bool)
+    united = context.match(call, one, two, "meets elements that belong to no channel")
+    return torch.where(zero, united, -united).expand(left.shape)
+
+
+def operands(call: Call) -> list[Shadow]:
+    """The shadows of the operands; numbers have none."""
+    found = []
+    for value in (*call.node.args, *call.node.kwargs.values()):
+        for item in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(item, fx.Node):
+                found.append(call.shadow(item))
+    return found
+
+
+def _unary(sign: int) -> Any:
+    def rule(context: Context, call: Call) -> Facets:
+        shadow = operands(call)[0]
+        return [signed(facet, sign).expand(call.out.shape) for facet in shadow.facets]
+
+    rule.__doc__ = "Passes channels on; zero stays zero." if sign > 0 else "Passes channels on; zero does not stay zero."
+    return rule
+
+
+def _scalar(call: Call) -> Any:
+    return call.first("other", "value", "exponent", "mat2")
+
+
+def additive(context: Context, call: Call) -> Facets:
+    """Unites channels; zero where all operands are."""
+    if isinstance(_scalar(call), Number) and _scalar(call) != 0:
+        return [signed(facet, -1) for facet in operands(call)[0].facets]
+    return combine(context, call, operands(call), call.out.shape, "add")
+
+
+def multiplicative(context: Context, call: Call) -> Facets:
+    """Unites channels; zero where any operand is."""
+    return combine(context, call, operands(call), call.out.shape, "mul")
+
+
+def divided(context: Context, call: Call) -> Facets:
+    """Unites channels; zero where the dividend is and the divisor is not."""
+    return combine(context, call, operands(call), call.out.shape, "div")
+
+
+def tied(context: Context, call: Call) -> Facets:
+    """Unites channels; nothing is known of the value."""
+    return combine(context, call, operands(call), call.out.shape, "other")
+
+
+def power(context: Context, call: Call) -> Facets:
+    """A positive power keeps zero."""
+    exponent = call["exponent"]
+    if isinstance(exponent, (int, float)) and len(operands(call)) == 1:
+        return [signed(facet, 1 if exponent > 0 else -1) for facet in operands(call)[0].facets]
+    return tied(context, call)
+
+
+def clamped(context: Context, call: Call) -> Facets:
+    """Keeps zero where zero lies within the bounds."""
+    low, high = call.first("min", "min_val"), call.first("max", "max_val")
+    if isinstance(low, fx.Node) or isinstance(high, fx.Node):
+        return tied(context, call)
+    inside = (low is None or low <= 0) and (high is None or high >= 0)
+    return [signed(facet, 1 if inside else -1) for facet in operands(call)[0].facets]
+
+
+def extremum(context: Context, call: Call) -> Facets:
+    """The larger or smaller of two: zero where both are."""
+    return combine(context, call, operands(call), call.out.shape, "add")
+
+
+def filled(context: Context, call: Call) -> Facets:
+    """Fills where a mask says so: filling with 0 keeps zero."""
+    value = call["value"]
+    shadows = [call.shadow(call["self"]), call.shadow(call["mask"])]
+    if isinstance(value, (int, float)) and value == 0:
+        return combine(context, call, shadows, call.out.shape, "mul")
+    return combine(context, call, shadows, call.out.shape, "other")
+
+
+def prelu(context: Context, call: Call) -> Facets:
+    """A slope per channel follows the channel."""
+    shadow, weight = call.shadow(call["self"]), call.shadow(call["weight"])
+    if not weight.facets:
+        return list(shadow.facets)
+    rank = len(call.out.shape)
+    view = [1] * rank
+    view[1 if rank > 1 else 0] = weight.shape[0]
+    slope = Shadow(tuple(view), tuple(facet.reshape(view) for facet in weight.facets), from_input=False)
+    return combine(context, call, [shadow, slope], call.out.shape, "mul")
+
+
+def add_product(context: Context, call: Call) -> Facets:
+    """self + value * tensor1 * tensor2."""
+    product = combine(context, call, [call.shadow(call["tensor1"]), call.shadow(call["tensor2"])], call.out.shape, "mul")
+    return combine(context, call, [call.shadow(call["self"]), Shadow(call.out.shape, tuple(product))], call.out.shape, "add")
+
+
+def gated(context: Context, call: Call) -> Facets:
+    """Gated linear unit: one half, times a gate made of the other."""
+    shadow = call.shadow(call["self"])
+    dim = call["dim"] % len(shadow.shape)
+    half = shadow.shape[dim] // 2
+    parts = [
+        Shadow(call.out.shape, tuple(facet.narrow(dim, start, half) for facet in shadow.facets)) for start in (0, half)
+    ]
+    return combine(context, call, parts, call.out.shape, "mul")
+
+
+def written(context: Context, call: Call) -> Facets:
+    """copy_: the target takes the source's channels."""
+    source = call.shadow(call["src"])
+    return combine(context, call, [source, Shadow((), ())], call.out.shape, "mul")
+
+
+add(KEEPS_ZERO, "pass", _unary(1))
+add(MOVES_ZERO, "pass", _unary(-1))
+add("add sub rsub subtract __iadd__ __isub__ lerp", "tie", additive)
+add("mul multiply __imul__ bitwise_and logical_and", "tie", multiplicative)
+add("div divide true_divide floor_divide remainder fmod", "tie", divided)
+add("maximum minimum fmax fmin", "tie", extremum)
+add("where eq ne lt le gt ge logical_or logical_xor bitwise_or bitwise_xor atan2 hypot logaddexp xlogy", "tie", tied)
+add("pow", "tie", power)
+add("clamp clamp_min clamp_max clip", "pass", clamped)
+add("masked_fill", "tie", filled)
+add("prelu _prelu_kernel", "carry", prelu)
+add("addcmul", "tie", add_product)
+add("glu", "tie", gated)
+add("copy", "tie", written)

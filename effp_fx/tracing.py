@@ -1,0 +1,225 @@
+"""From a model and its inputs to a verified analysis: capture both modes, interpret, number, try out, freeze, repeat."""
+
+from __future__ import annotations
+
+import fnmatch
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import nn
+
+from effp_fx import grouping, trial
+from effp_fx.capture import Capture, capture, named_tensors
+from effp_fx.channel_ids import Reason
+from effp_fx.errors import CaptureError, NameNotFoundError
+from effp_fx.group_file import GroupRules
+from effp_fx.groups import Analysis, Keep
+from effp_fx.inputs import Example
+from effp_fx.interpret import Interpretation
+
+Progress = Callable[[str], None]
+Ignore = Iterable[str | nn.Module]
+_ROUNDS = 60
+"""Trials until a model settles; each freezes or rebinds something, so this bounds a fault of ours, not a model."""
+
+
+@dataclass
+class Tracing:
+    """A model's analysis, and what it takes to refine it."""
+
+    model: nn.Module
+    example: Example
+    train_example: Example | None
+    work: Interpretation
+    analysis: Analysis
+    rules: list[trial.SizeRule] = field(default_factory=list)
+    bounds: dict[str, tuple[int, int]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    trials: int = 0
+
+    def attributes(self, keep: Keep) -> dict[str, dict[str, object]]:
+        """What has to be rebound for a plan."""
+        return trial.attributes_for(self.model, self.analysis, self.rules, keep)
+
+    def freeze(self, channels: np.ndarray, reason: Reason) -> None:
+        """Take channels out of the game and number the rest anew; size rules are found again."""
+        ids = self._ids_of(channels)
+        self.work.ids.freeze(ids, reason)
+        self._renumber()
+
+    def apply_rules(self, rules: GroupRules) -> None:
+        """Pin, tie and bound groups as a group file says."""
+        for name in rules.pins:
+            group = self.analysis.group(name)
+            self.work.ids.freeze(self._ids_of(np.arange(group.start, group.stop)), Reason("pinned by the group file", module=name))
+        for one, two in rules.ties:
+            left, right = self.analysis.group(one), self.analysis.group(two)
+            self.work.ids.unite(self._first_ids(left.start, left.stop), self._first_ids(right.start, right.stop))
+        for name in {*rules.min_kept, *rules.multiple_of}:
+            self.bounds[name] = (rules.min_kept.get(name, 1), rules.multiple_of.get(name, 1))
+        self._renumber()
+
+    def settle(self, progress: Progress) -> None:
+        """Run trials until the compact model does what the analysis says, in every mode that was captured."""
+        begin = time.perf_counter()
+        for _ in range(_ROUNDS):
+            if not self.analysis.channels or not self._try_out(progress):
+                self.seconds["trial"] = self.seconds.get("trial", 0.0) + time.perf_counter() - begin
+                return
+        raise CaptureError(
+            f"{type(self.model).__name__} did not settle after {_ROUNDS} trials",
+            mend="name the part that resists in ignore=, and report the model",
+        )
+
+    def _try_out(self, progress: Progress) -> bool:
+        """One round; True where something was learnt and another is due."""
+        keep = trial.trial_keep(self.analysis)
+        for part in self.analysis.graphs:
+            example = self._example_of(part.capture)
+            self.trials += 1
+            progress(f"trial {self.trials}: {self.analysis.channels} channels")
+            mismatch = trial.run(self.model, self.analysis, part, example, self.rules, keep)
+            if mismatch is None:
+                continue
+            rule = trial.explain(self.model, self.analysis, part, example, self.rules, keep, mismatch)
+            if rule is not None:
+                self.rules.append(rule)
+            elif len(mismatch.channels):
+                self.freeze(mismatch.channels, mismatch.reason())
+            else:
+                raise CaptureError(
+                    f"the compact copy of {type(self.model).__name__} does not run, and nothing explains why",
+                    where=mismatch.reason().source,
+                    seen=mismatch.text,
+                    mend="name the part that resists in ignore=, and report the model",
+                )
+            return True
+        return False
+
+    def _example_of(self, recorded: Capture) -> Example:
+        return self.train_example if recorded.train and self.train_example is not None else self.example
+
+    def _renumber(self) -> None:
+        old = self.analysis
+        self.analysis = grouping.build(self.work, {name for name, _ in self.model.named_parameters()}, self.bounds)
+        moved = {}
+        for name, tensor in old.tensors.items():
+            for dim, channels in tensor.dims.items():
+                now = self.analysis.tensors[name].dims.get(dim, np.full(len(channels), -1))
+                moved.update({int(one): int(two) for one, two in zip(channels, now, strict=True) if one >= 0})
+        table = np.array([moved.get(index, -1) for index in range(old.channels)] + [-1])
+        self.rules = [
+            trial.SizeRule(rule.module, rule.attribute, rule.index, rule.old, table[rule.channels]) for rule in self.rules
+        ]
+
+    def _ids_of(self, channels: np.ndarray) -> np.ndarray:
+        wanted = np.zeros(self.analysis.channels, dtype=np.bool_)
+        wanted[channels] = True
+        found = []
+        for name, owners in self.work.owners.items():
+            for owner in owners:
+                numbers = self.analysis.tensors[name].dims.get(owner.dim)
+                if numbers is not None:
+                    found.append(owner.start + np.flatnonzero((numbers >= 0) & wanted[numbers]))
+        return np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
+
+    def _first_ids(self, start: int, stop: int) -> np.ndarray:
+        """One id of each channel, in the order of the channels."""
+        first = np.zeros(stop - start, dtype=np.int64)
+        for name, owners in self.work.owners.items():
+            for owner in owners:
+                numbers = self.analysis.tensors[name].dims.get(owner.dim)
+                if numbers is None:
+                    continue
+                for index in np.flatnonzero((numbers >= start) & (numbers < stop)):
+                    if not first[numbers[index] - start]:
+                        first[numbers[index] - start] = owner.start + index
+        return first
+
+
+def trace(
+    model: nn.Module,
+    example: Example,
+    *,
+    train_example: Example | None = None,
+    ignore: Ignore = (),
+    progress: Progress = lambda _: None,
+) -> Tracing:
+    """Capture, interpret, group and try out a model; the model is left as it was.
+
+    Args:
+        model: any module that runs on the example.
+        example: inputs for eval mode.
+        train_example: inputs for train mode, with targets where forward wants them; None: those of eval mode.
+        ignore: modules, their names, or globs over names, whose own channels stay.
+        progress: called with a line before each long step.
+
+    Raises:
+        CaptureError, InputError: the model or the inputs cannot be used.
+        NameNotFoundError: `ignore` names nothing in the model.
+    """
+    pinned = ignored_tensors(model, ignore)
+    begin = time.perf_counter()
+    progress("capture in eval mode")
+    captures = [capture(model, example)]
+    notes = []
+    progress("capture in train mode")
+    try:
+        captures.append(capture(model, train_example or example, train=True))
+    except CaptureError as error:
+        notes.append(f"train mode was not captured: {error.seen or error}")
+    captured = time.perf_counter()
+    progress("interpret")
+    work = Interpretation(_shapes(model))
+    for recorded in captures:
+        work.walk(recorded)
+    work.freeze_unused()
+    _freeze_ignored(work, pinned)
+    work.notes += notes
+    analysis = grouping.build(work, {name for name, _ in model.named_parameters()})
+    seconds = {"capture": captured - begin, "analysis": time.perf_counter() - captured}
+    tracing = Tracing(model, example, train_example, work, analysis, seconds=seconds)
+    tracing.settle(progress)
+    return tracing
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items() if tensor.is_floating_point()}
+
+
+def ignored_tensors(model: nn.Module, ignore: Ignore) -> set[str]:
+    """The weights of the modules that `ignore` names. Raises NameNotFoundError for a name that finds none."""
+    modules = dict(model.named_modules())
+    found: set[str] = set()
+    for entry in [ignore] if isinstance(ignore, (str, nn.Module)) else ignore:
+        if isinstance(entry, nn.Module):
+            paths = [path for path, module in modules.items() if module is entry]
+        else:
+            paths = [path for path in modules if fnmatch.fnmatchcase(path, entry)]
+        if not paths:
+            name = entry if isinstance(entry, str) else type(entry).__name__
+            near = [path for path in modules if path and (str(name).split(".")[0].lower() in path.lower())][:5]
+            raise NameNotFoundError(
+                f"ignore names {name!r}, which is not in the model",
+                seen=f"{len(modules)} modules" + (f", such as {', '.join(near)}" if near else ""),
+                expected="a module, the name of one as in model.named_modules(), or a glob over such names",
+            )
+        for path in paths:
+            prefix = f"{path}." if path else ""
+            found |= {name for name in named_tensors(model) if name.startswith(prefix)}
+    return found
+
+
+def _freeze_ignored(work: Interpretation, names: set[str]) -> None:
+    """What these weights hand out stays; what they read may go."""
+    consumed = np.zeros(len(work.ids), dtype=np.bool_)
+    for ids in work.context.consumed:
+        consumed[ids] = True
+    for name in names:
+        for owner in work.owners.get(name, []):
+            ids = np.arange(owner.start, owner.stop)
+            work.ids.freeze(ids[~consumed[ids]], Reason("ignored at the user's wish", module=name))
+
+
