@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from functools import lru_cache
 from itertools import pairwise
 
 _RANGE = re.compile(r"(0|[1-9][0-9]{0,8})(?:-([1-9][0-9]{0,8}))?", re.ASCII)
 
 
-def to_text(indices: Sequence[int]) -> str:
+# A layer's weight, bias and norm keep the same indices, one after the other: each set is worked out once.
+@lru_cache(maxsize=1024)
+def to_text(indices: tuple[int, ...]) -> str:
     """Write sorted distinct indices, runs of two and more as "first-last"; "" for none.
 
     Args:
@@ -24,6 +27,7 @@ def to_text(indices: Sequence[int]) -> str:
     )
 
 
+@lru_cache(maxsize=1024)
 def from_text(text: str, size: int) -> tuple[int, ...]:
     """Read what `to_text` wrote.
 

@@ -41,7 +41,7 @@ class Plan:
     """
 
     tensors: dict[str, TensorPlan]
-    attributes: dict[str, dict[str, Size]] = field(default_factory=dict)
+    attributes: Mapping[str, Mapping[str, Size]] = field(default_factory=dict)
     groups: dict[str, GroupPlan] = field(default_factory=dict)
     summary: Summary = field(default_factory=dict)
 
@@ -78,9 +78,9 @@ class Plan:
     def check(self, model: nn.Module, *, pruned: bool = False) -> None:
         """Check that the plan belongs to the model, by names and shapes.
 
-        Every parameter must be in the plan, everything in the plan must be in the model with its dense shape, and the
-        modules must have the attributes that are to be rebound. Buffers that lose nothing are free to differ: caches
-        come and go.
+        Every floating parameter must be in the plan, everything in the plan must be in the model with its dense shape,
+        and the modules must have the attributes that are to be rebound. Buffers that lose nothing are free to differ:
+        caches come and go.
 
         Args:
             model: the dense model that the plan is to be applied to; it is only looked at.
@@ -139,7 +139,8 @@ class Plan:
         differences += [
             f"{name}: {_shape(parameter)} in the model, missing in the plan"
             for name, parameter in model.named_parameters()
-            if id(parameter) not in known
+            # Integer parameters hold no channels, and no analysis speaks of them.
+            if id(parameter) not in known and parameter.dtype.is_floating_point
         ]
         return differences
 

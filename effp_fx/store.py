@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from effp_fx import binding, models, weights_file
 from effp_fx.errors import FileFormatError, ModelNameError, PlanMismatchError
-from effp_fx.plan import ATTRIBUTE, Plan, package_version, plan_of
+from effp_fx.plan import Plan, package_version, plan_of
 
 # A plain string attribute, like the plan: the spec from which the dense model was built, where it is known.
 BUILT_FROM = "effp_built_from"
@@ -81,7 +81,6 @@ def load(path: str | os.PathLike[str], dense_model: nn.Module | None = None, *, 
     small = binding.apply(dense_model, plan, inplace=inplace)
     _take_dtypes(small, tensors)
     small.load_state_dict(tensors)
-    setattr(small, ATTRIBUTE, notes["plan"])
     if "built_from" in notes:
         setattr(small, BUILT_FROM, notes["built_from"])
     return small

@@ -261,6 +261,12 @@ def test_check_lets_buffers_that_lose_nothing_come_and_go() -> None:
     plan().check(model)
 
 
+def test_check_asks_for_no_plan_of_an_integer_parameter() -> None:
+    model = net()
+    model.register_parameter("codes", nn.Parameter(torch.arange(3), requires_grad=False))
+    plan().check(model)
+
+
 def test_check_knows_a_tied_parameter_by_each_of_its_names() -> None:
     model = net()
     model.register_module("0", nn.Conv2d(3, 4, 1))

@@ -11,14 +11,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from effp_fx import atomic_file, binding, models, store, weights_file
+from effp_fx import atomic_file, binding, capture, grouping, interpret, models, store, weights_file
 from effp_fx.errors import EffpError, FileFormatError, ModelNameError, PlanMismatchError
-from effp_fx.plan import GroupPlan, Plan, TensorPlan, plan_of
+from effp_fx.inputs import as_example
+from effp_fx.plan import GroupPlan, Plan, TensorPlan, from_keep, plan_of
 
 KEPT = (0, 1, 3)
 
@@ -170,6 +172,36 @@ def test_equal_models_give_equal_files(tmp_path: Path, saved: Path) -> None:
     assert weights_file.read(again)[1] == weights_file.read(saved)[1]
     with safetensors.safe_open(again, framework="pt") as one, safetensors.safe_open(saved, framework="pt") as two:
         assert one.metadata() == two.metadata()
+
+
+def pruned(model: nn.Module, seed: int) -> nn.Module:
+    """The model with about half of the channels of every group cut, at random."""
+    named = capture.named_tensors(model)
+    work = interpret.Interpretation({name: tuple(t.shape) for name, t in named.items() if t.is_floating_point()})
+    work.walk(capture.capture(model, as_example(torch.zeros(1, 3, 64, 64))))
+    work.freeze_unused()
+    analysis = grouping.build(work, {name for name, _ in model.named_parameters()})
+    keep = np.random.default_rng(seed).random(analysis.channels) < 0.5
+    keep[[group.start for group in analysis.groups]] = True
+    sizes = binding.layer_attributes(model, binding.new_shapes(analysis, keep))
+    return binding.apply(model, from_keep(analysis, keep, sizes))
+
+
+def test_a_network_pruned_twice_is_one_cut_of_the_dense_one(tmp_path: Path) -> None:
+    dense = models.randomise(models.build("torchvision:resnet18").model)
+    once = pruned(dense, 1)
+    twice = pruned(once, 2)
+    x = torch.randn(2, 3, 64, 64)
+    assert not torch.allclose(dense(x), twice(x))
+    for small in (once, twice):
+        path = store.save(small, tmp_path / "a", built_from="torchvision:resnet18")
+        for loaded in (store.load(path, dense), store.load(path), binding.apply(dense, plan_of(small))):
+            assert torch.equal(loaded(x), small(x))
+            assert plan_of(loaded) == plan_of(small)
+    first, both = plan_of(once).summary, plan_of(twice).summary
+    assert both["flops_before"] == first["flops_before"] and both["flops_after"] < first["flops_after"]
+    assert all(len(group.kept) < group.channels for group in plan_of(twice).groups.values())
+    refused(store.save(twice, tmp_path / "a"), once, PlanMismatchError, "the plan is for another model")
 
 
 # -- files that are wrong -------------------------------------------------------------------------------------------
