@@ -277,7 +277,7 @@ def test_targets_that_contradict_each_other_are_refused_with_what_could_be() -> 
     costs = {"flops": flops(analysis), "params": params(analysis)}
     targets = {"flops": 0.2 * costs["flops"].dense, "params": 0.9 * costs["params"].dense}
     with pytest.raises(
-        TargetError, match="contradict each other: the others leave no more than 0.195 of params"
+        TargetError, match=r"contradict each other: the others leave no more than 0\.195 of params"
     ) as caught:
         search(analysis, np.ones(64), costs, targets)
     assert "leave params out, or set it to at most 0.195" in str(caught.value)
