@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
@@ -50,7 +51,10 @@ def _load_file(place: str) -> ModuleType:
     path = Path(place).resolve()
     if not path.is_file():
         raise ModelNameError(f"there is no file {place}")
-    name = f"effp_fx_user_{path.stem}"
+    version = f"{path}:{path.stat().st_mtime_ns}".encode()
+    name = f"effp_fx_user_{path.stem}_{zlib.crc32(version):08x}"
+    if name in sys.modules:  # loading it twice would make its classes twice, and they could not be pickled
+        return sys.modules[name]
     found = importlib.util.spec_from_file_location(name, path)
     assert found is not None and found.loader is not None  # holds for every path that ends in .py
     module = importlib.util.module_from_spec(found)

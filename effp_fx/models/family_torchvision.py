@@ -20,7 +20,9 @@ _STEM = {  # builders that warn unless they are told how to initialise
     "inception_v3": {"init_weights": True},
 }
 _IMAGE_SIZE = {"Inception3": 299}
-_CLIP = {"MViT": (16, 224, 224)}  # positional tables of this size; the other video nets take any clip
+# Frames, height, width. Nets with a fixed head or table of positions have one size; the others take any.
+_CLIP = {"MViT": (16, 224, 224), "S3D": (16, 224, 224)}
+_SMALL_CLIP = (8, 64, 64)
 
 
 class TorchvisionAdapter(Adapter):
@@ -126,7 +128,7 @@ def _shape(model: nn.Module, batch: int) -> tuple[int, ...]:
     """Shape of an image batch, or of a clip (N, C, T, H, W)."""
     kind = type(model).__name__
     if is_from(model, "torchvision.models.video"):
-        return (batch, 3, *_CLIP.get(kind, (16, 112, 112)))
+        return (batch, 3, *_CLIP.get(kind, _SMALL_CLIP))
     channels = image_channels(model)
     if is_from(model, "torchvision.models.segmentation"):
         return (batch, channels, 128, 128)

@@ -194,6 +194,8 @@ def _from_factory(spec: str) -> Built:
         inspect.signature(factory).bind(**options)  # what goes wrong inside the factory is the user's to see
     except TypeError as error:
         raise ModelNameError("the factory cannot be called with these options", where=spec, seen=str(error)) from error
+    except ValueError:  # some builtins have no signature to check
+        pass
     made = factory(**options)
     model, given = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(model, nn.Module):
