@@ -21,12 +21,13 @@ def unreachable(analysis: Analysis, cost: Cost, target: float, name: str, ladder
     """The error for a target below what is left when every group is at its least."""
     smallest = cost(ladder.keep(np.zeros_like(ladder.rungs)))
     found = obstacles(analysis, cost, ladder)
-    lines = [f"{share:.1%}  {reason}" for reason, share in found[:SHOWN]]
+    lines = [f"{_percent(share)}  {reason}" for reason, share in found[:SHOWN]]
     if len(found) > SHOWN:
         lines.append(f"and {len(found) - SHOWN} smaller ones")
+    asked, least = _percent(target / cost.dense), _percent(smallest / cost.dense)
     return UnreachableTargetError(
-        f"{name} cannot be brought down to {target:,.0f} ({target / cost.dense:.1%} of the dense {cost.dense:,.0f})",
-        seen=f"the smallest reachable is {smallest:,.0f} ({smallest / cost.dense:.1%}); {_listed(lines)}",
+        f"{name} cannot be brought down to {target:,.0f} ({asked} of the dense {cost.dense:,.0f})",
+        seen=f"the smallest reachable is {smallest:,.0f} ({least}); {_listed(lines)}",
         mend=f"ask for {_rounded_up(smallest / cost.dense)} or more, or free what is frozen, bounded or rounded",
     )
 
@@ -92,3 +93,7 @@ def _minima(analysis: Analysis, cost: Cost, ladder: Ladder) -> Iterator[tuple[st
 
 def _rounded_up(part: float) -> float:
     return float(np.ceil(part * 1000) / 1000)
+
+
+def _percent(part: float) -> str:
+    return f"{100 * part:.3g} %"

@@ -1,4 +1,4 @@
-"""Scores follow the parameters: coupled gammas, filter norms, and torch_pruning's classes as it would apply them itself."""
+"""Scores follow the parameters: coupled gammas, filter norms, and torch_pruning's classes as it applies them."""
 
 from __future__ import annotations
 
