@@ -19,7 +19,7 @@ class ZooModel:
 # Images of 320 pixels in place of 800, and fewer proposals, for a CPU; thresholds so low that a random network detects
 # something: with an empty result nothing would be compared.
 _SMALL = "min_size=320&max_size=320"
-_TWO_STAGE = f"{_SMALL}&box_score_thresh=0.001&box_detections_per_img=20&rpn_post_nms_top_n_test=50"
+_TWO_STAGE = f"{_SMALL}&box_score_thresh=0.001&box_detections_per_img=10&rpn_post_nms_top_n_test=50"
 _ONE_STAGE = f"{_SMALL}&score_thresh=0.001&detections_per_img=50&topk_candidates=100"
 _SINGLE_SHOT = "score_thresh=0.001&detections_per_img=50&topk_candidates=100"
 
@@ -76,7 +76,7 @@ _CLASSIFICATION = (
     "vgg13_bn",
     "wide_resnet50_2",
 )
-_TRANSFORMER_CLASSIFICATION = ("maxvit_t", "mvit_v2_s", "swin_t", "swin_v2_t", "swin3d_t", "vit_b_32")
+_TRANSFORMER_CLASSIFICATION = ("maxvit_t", "swin_t", "swin_v2_t", "swin3d_t", "vit_b_32")
 _ULTRALYTICS = ("yolov3", "yolov5n", "yolov6n", "yolov8n", "yolov8s", "yolov9t", "yolov9c", "yolov10n", "yolo11n")
 _TIMM = (
     "convnextv2_atto",

@@ -57,7 +57,10 @@ class TimmAdapter(Adapter):
 
 def _image_shape(model: nn.Module) -> tuple[int, int, int]:
     config: Any = getattr(model, "pretrained_cfg", None) or {}
-    _, height, width = config.get("input_size", (3, _LARGEST_SIDE, _LARGEST_SIDE))
+    configured, height, width = config.get("input_size", (3, _LARGEST_SIDE, _LARGEST_SIDE))
     if not config.get("fixed_input_size", False):
         height, width = min(height, _LARGEST_SIDE), min(width, _LARGEST_SIDE)
-    return image_channels(model), int(height), int(width)
+    channels = image_channels(model)  # not the configured number: create_model(in_chans=1) leaves that at 3
+    if channels in (4 * configured, 16 * configured):  # a stem that moves space to depth before its first convolution
+        channels = configured
+    return channels, int(height), int(width)
