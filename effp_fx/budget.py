@@ -22,6 +22,9 @@ SMALLEST_SHARES = (0.5, 0.25, 0.125)
 # A target that is missed by more than this part of the dense cost, because the other one stands in the way, is a
 # contradiction.
 CONTRADICTION = 0.1
+# How far two prices are tilted against each other at most, and how finely in each round.
+STEEPEST = 8.0
+HALVINGS = (8, 8, 14)
 # Each trade brings two targets nearer by about a channel; some ten are the rule.
 MOST_TRADES = 100
 
@@ -57,8 +60,9 @@ def search(
 
     `scores` (K): higher is better; only their ratios within a group count, unless `normalise` is False. `targets`:
     absolute, by name of a cost. What comes back is never over a target, and no block of channels can be added without
-    going over one; with two targets, both are met this closely where trading channels that weigh on the one for
-    channels that weigh on the other can do it.
+    going over one. Two targets are both used up, by taking more of the channels that weigh on the one and fewer of
+    those that weigh on the other, as far as groups have different ratios of the two costs; what that cannot reach
+    stays unused, up to a tenth of the dense cost, beyond which the targets are said to contradict each other.
 
     The rule (ours): keep a channel where its worth (`ladder.build_ladder`) is at least a common price times the cost
     it saves, costs being taken at the network that is left, not at the dense one. Group Fisher (Liu et al. 2021)
@@ -114,62 +118,54 @@ class _Problem:
 
     def solve(self) -> Ints:
         uniform = _largest(lambda share: self.fits(self.ladder.at_share(share)), 0.0, 1.0, 30)
-        best: tuple[float, Ints] | None = None
+        found = []
         for share in SMALLEST_SHARES:
-            at = self.solve_above(self.ladder.at_share(share * uniform))
-            worst = float(self.slack(at).max())
-            if best is None or worst < best[0]:
-                best = worst, at
-            if worst < 1:
-                break
-        assert best is not None
-        return best[1]
+            found.append(self.solve_above(self.ladder.at_share(share * uniform)))
+            if self.slack(found[-1]).max() < 1:
+                return found[-1]
+        # Thinner groups did not bring the targets together either, so no group is thinned for it.
+        return found[0]
 
     def solve_above(self, floor: Ints) -> Ints:
         """The plan that keeps at least this state (G), which fits."""
-        prices = self.prices(self.ladder.rungs)
-        mix = np.ones(len(self.stairs))
-        for halvings in (8, 14):
-            prices = self.settle(prices, mix, floor)
-            if len(mix) == 2:
-                mix = self.balance(prices, floor, halvings)
-        at = self.fill(self.at_mix(prices, mix, floor, 45), prices, mix)
-        return self.trade(at, floor, prices, mix) if len(mix) == 2 else at
+        prices, tilt = self.prices(self.ladder.rungs), 0.0
+        for halvings in HALVINGS:
+            prices = self.settle(prices, tilt, floor)
+            if len(self.stairs) == 2:
+                tilt = self.balance(prices, floor, halvings)
+        at = self.fill(self.at_tilt(prices, tilt, floor, 45), tilt)
+        return self.trade(at, floor, tilt) if len(self.stairs) == 2 else at
 
-    def settle(self, prices: Floats, mix: Floats, floor: Ints) -> Floats:
+    def settle(self, prices: Floats, tilt: float, floor: Ints) -> Floats:
         """Prices that agree with the network they lead to. Geometric means, or two coupled groups would take turns."""
         last = None
         for _ in range(12):
-            at = self.at_mix(prices, mix, floor, 20)
+            at = self.at_tilt(prices, tilt, floor, 20)
             if last is not None and (at == last).all():
                 break
             last = at
             prices = np.sqrt(prices * self.prices(at))
         return prices
 
-    def at_mix(self, prices: Floats, mix: Floats, floor: Ints, halvings: int) -> Ints:
-        """The largest network at these relative prices (targets, G), weighed by `mix`, that fits; at least `floor`."""
-        weighed = np.log(_mixed(prices, mix))
+    def at_tilt(self, prices: Floats, tilt: float, floor: Ints, halvings: int) -> Ints:
+        """The largest network at these relative prices (targets, G), tilted, that fits; at least `floor`."""
+        tilted = _tilted(prices, tilt)
 
         def at(level: float) -> Ints:
-            return np.maximum(self.ladder.at_price(weighed - level), floor)
+            return np.maximum(self.ladder.at_price(tilted - level), floor)
 
         return at(_largest(lambda level: self.fits(at(level)), -200.0, 200.0, halvings))
 
-    def balance(self, prices: Floats, floor: Ints, halvings: int) -> Floats:
-        """The mix of two prices at which both targets bind: an angle, beyond a quarter turn where one of them must be
-        spent."""
+    def balance(self, prices: Floats, floor: Ints, halvings: int) -> float:
+        """The tilt of two prices at which both targets bind."""
 
-        def mix(angle: float) -> Floats:
-            return np.array([math.cos(angle), math.sin(angle)])
-
-        def second_binds(angle: float) -> bool:
-            used = self.costs(self.at_mix(prices, mix(angle), floor, 20)) / self.limits
+        def second_binds(tilt: float) -> bool:
+            used = self.costs(self.at_tilt(prices, tilt, floor, 20)) / self.limits
             return bool(used[1] > used[0])
 
-        return mix(_largest(second_binds, -math.pi / 2, math.pi, halvings))
+        return _largest(second_binds, -STEEPEST, STEEPEST, halvings)
 
-    def fill(self, at: Ints, prices: Floats, mix: Floats) -> Ints:
+    def fill(self, at: Ints, tilt: float) -> Ints:
         """Add the best next blocks that fit, by exact costs, until none does."""
         at = at.copy()
         while True:
@@ -178,9 +174,8 @@ class _Problem:
             if not can.any():
                 return at
             candidates = np.flatnonzero(can)
-            worth = self.ladder.next_value(at)[candidates] - np.log(
-                _mixed(rises[:, candidates] / self.limits[:, None], mix)
-            )
+            prices = _tilted(rises[:, candidates] / self.limits[:, None], tilt)
+            worth = self.ladder.next_value(at)[candidates] - prices
             ranked = candidates[np.argsort(-worth, kind="stable")]
             at[ranked[: self.longest(at, ranked)]] += 1
 
@@ -194,7 +189,7 @@ class _Problem:
             low, high = (middle, high) if self.fits(trial) else (low, middle)
         return low
 
-    def trade(self, at: Ints, floor: Ints, prices: Floats, mix: Floats) -> Ints:
+    def trade(self, at: Ints, floor: Ints, tilt: float) -> Ints:
         """Bring both costs nearer to their limits: one group a rung down, another up, while less is left unspent."""
         for _ in range(MOST_TRADES):
             unspent = (self.limits - self.costs(at)) / self.limits
@@ -205,7 +200,7 @@ class _Problem:
             better = self.best_swap(at, unspent, up, down)
             if better is None:
                 break
-            at = self.fill(better, prices, mix)
+            at = self.fill(better, tilt)
         return at
 
     def best_swap(self, at: Ints, unspent: Floats, up: Floats, down: Floats) -> Ints | None:
@@ -226,11 +221,16 @@ class _Problem:
         return None
 
 
-def _mixed(prices: Floats, mix: Floats) -> Floats:
-    """One price per group from those of the targets; never quite 0, so that what saves nothing is kept to the last."""
-    total = prices.sum(axis=0)
-    mixed: Floats = np.maximum(mix @ prices, 1e-6 * total) + 1e-30
-    return mixed
+def _tilted(prices: Floats, tilt: float) -> Floats:
+    """Logarithm of one price per group (G) from those of the targets: their sum, times a power of second over first.
+
+    Without a tilt what weighs on either target goes alike; the steeper it is, the more a target that would be
+    undershot is spent on purpose.
+    """
+    # What saves nothing at all has a price as good as none, and is kept to the last.
+    logarithms = np.log(np.maximum(prices, 1e-30))
+    total: Floats = np.logaddexp.reduce(logarithms, axis=0)
+    return total + tilt * (logarithms[1] - logarithms[0]) if tilt else total
 
 
 def _spread(changes: Floats) -> Ints:
