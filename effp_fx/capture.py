@@ -8,6 +8,7 @@ keeps the module and the source line of every op and costs a few per cent of the
 from __future__ import annotations
 
 import copy
+import os
 import random
 import sys
 import warnings
@@ -32,8 +33,8 @@ from effp_fx.errors import CaptureError, EffpError, InputError
 from effp_fx.graph import TensorInfo
 from effp_fx.inputs import Example, map_tensors, repeat_batch
 
-_HERE = str(Path(__file__).resolve().parent)
-_TORCH = str(Path(torch.__file__).resolve().parent)
+_HERE = str(Path(__file__).parent) + os.sep
+_TORCH = str(Path(torch.__file__).parent) + os.sep
 _ALIASES = {"aten.lift_fresh.default", "aten.lift_fresh_copy.default", "aten.lift.default"}
 
 
@@ -104,7 +105,7 @@ def _source() -> str:
         path = frame.f_code.co_filename
         if not path.startswith((_TORCH, _HERE, "<")):
             return f"{Path(path).name}:{frame.f_lineno}, in {frame.f_code.co_name}"
-        if path.startswith(_HERE) and frame.f_code.co_name == "_run":
+        if path == __file__ and frame.f_code.co_name == "_record":
             return ""
         frame = frame.f_back  # type: ignore[assignment]  # typeshed: f_back is None only at the bottom, the loop's end
     return ""
@@ -204,6 +205,8 @@ class _Recorder(SchemaCheckMode):
         self._annotate(node)
         self._describe(node, output, self._new_storage())
         self._nodes[output] = node
+        if self.watch is not None:
+            self.watch(node, [output])
         return output
 
     def _annotate(self, node: fx.Node) -> None:

@@ -44,6 +44,7 @@ class Interpretation:
         shadows: Shadows = {}
         self.graphs.append((capture, shadows))
         aliases = _Aliases(capture.graph_module)
+        leaving = _leads_out(capture.graph_module)
         for node in capture.graph_module.graph.nodes:
             if node.op == "output":
                 self._freeze_outputs(node, shadows)
@@ -52,6 +53,8 @@ class Interpretation:
             elif node.op == "placeholder":
                 shadows[node] = [Shadow(graph.info(node).shape)]
             else:
+                if node in leaving:
+                    self._freeze_inputs(node, shadows)
                 shadows[node] = self._op(node, shadows)
                 if graph.is_mutation(node):
                     aliases.written(self.context, node, shadows)
@@ -97,13 +100,21 @@ class Interpretation:
                 for facet in shadow.facets:
                     self.ids.freeze(flat(facet), reason)
 
+    def _freeze_inputs(self, node: fx.Node, shadows: Shadows) -> None:
+        for source in node.all_input_nodes:
+            for index, shadow in enumerate(shadows[source]):
+                for facet in shadow.facets:
+                    self.ids.freeze(flat(facet), _reason(node, "leads to the model's output, no layer reads it"))
+                shadows[source][index] = Shadow(shadow.shape, (), shadow.from_input)
+
     def _op(self, node: fx.Node, shadows: Shadows) -> list[Shadow]:
         if node.target.__name__ == "_getitem":  # type: ignore[union-attr]  # a call_function node: never a string
             source, index = node.args
             return [shadows[source][index]]  # type: ignore[index]  # as the recorder wrote them
         outputs = graph.infos(node)
         from_input = any(shadow.from_input for source in node.all_input_nodes for shadow in shadows[source]) or not node.all_input_nodes
-        if any(shadow.facets for source in node.all_input_nodes for shadow in shadows[source]):
+        row = ops.find(node)
+        if any(shadow.facets for source in node.all_input_nodes for shadow in shadows[source]) or (row and row.creates):
             results = self._apply(Call(node, shadows), len(outputs))
         else:
             results = [[] for _ in outputs]
@@ -184,6 +195,19 @@ class _Aliases:
 
     def _read_later(self, node: fx.Node, writer: fx.Node) -> bool:
         return any(self._order[user] > self._order[writer] for user in node.users)
+
+
+def _leads_out(graph_module: fx.GraphModule) -> set[fx.Node]:
+    """The ops after the last layer: what they compute reaches the output and is read by no contraction any more."""
+    read: set[fx.Node] = set()
+    reaches: set[fx.Node] = set()
+    for node in reversed(graph_module.graph.nodes):
+        row = ops.find(node) if node.op == "call_function" else None
+        if node.op == "output" or any(user in reaches for user in node.users):
+            reaches.add(node)
+        if (row is not None and row.kind == "make") or any(user in read for user in node.users):
+            read.add(node)
+    return {node for node in reaches - read if node.op == "call_function"}
 
 
 def _alike(left: Shadow, right: Shadow) -> bool:

@@ -99,8 +99,8 @@ def run(model: nn.Module, analysis: Analysis, part: Graph, example: Example, rul
     follower = _Follower(part, keep)
     recording = replay(small, example, follower.watch, train=part.capture.train)
     if follower.found is not None:
-        return follower.mismatch(follower.found, recording.attempt if follower.wrong_shape else None)
-    if recording.error is None or isinstance(recording.error, _EnoughSeen) or follower.diverged:
+        return follower.mismatch(follower.found, recording.attempt)
+    if recording.error is None or isinstance(recording.error, _EnoughSeen) or follower.loose:
         return None
     return follower.mismatch(follower.position, recording.attempt, recording.error)
 
@@ -116,22 +116,34 @@ class _Follower:
         self.last = lively[-1] if lively else -1
         self.position = 0
         self.found: int | None = None
-        self.wrong_shape = False
-        self.diverged = False
+        self.loose = False
+        """Whether a value without channels had another shape than in the captured run: sizes that depend on values."""
 
     def watch(self, node: fx.Node, outputs: list[Tensor]) -> None:
         if self.position > self.last:
             raise _EnoughSeen
         expected = self.nodes[self.position]
         if expected.target is not node.target:
-            self.found, self.diverged = self.position, True
+            self.found = None if self.loose else self.position
             raise _EnoughSeen
-        shapes = [value.shape for value in graph.infos(expected) if value is not None]
-        for output, (tensor, shape) in enumerate(zip(outputs, shapes, strict=False)):
-            if tuple(tensor.shape) != self._expected(expected, output, shape):
-                self.found, self.wrong_shape = self.position, True
-                raise _EnoughSeen
+        for output, tensor in enumerate(outputs):
+            self._compare(expected, output, tensor)
         self.position += 1
+
+    def _compare(self, node: fx.Node, output: int, tensor: Tensor) -> None:
+        dims, shape = self._dims(node, output), graph.infos(node)[output]
+        if shape is None or len(shape.shape) != tensor.dim():
+            self.found = self.position
+            raise _EnoughSeen
+        for dim, (size, seen) in enumerate(zip(shape.shape, tensor.shape, strict=True)):
+            if dim in dims and seen != int(kept_flags(dims[dim], self.keep).sum()):
+                self.found = self.position
+                raise _EnoughSeen
+            if dim not in dims and seen != size:
+                if any(True for _ in self._changes(node)) and not self.loose:
+                    self.found = self.position
+                    raise _EnoughSeen
+                self.loose = True
 
     def mismatch(self, position: int, attempt: Attempt | None, error: Exception | None = None) -> Mismatch:
         """Describe what went wrong at an op, or between the last op and this one."""
@@ -139,13 +151,9 @@ class _Follower:
         sizes = {(old, new): channels for old, new, channels in self._changes(node)}
         if not sizes and position:
             sizes = {(old, new): channels for old, new, channels in self._changes(self.nodes[position - 1])}
-        text = f"{type(error).__name__}: {str(error).splitlines()[0]}" if error and str(error) else "the trial took another shape"
+        text = f"{type(error).__name__}: {str(error).splitlines()[0]}" if error and str(error) else "the trial took another shape" + str((node.format_node(), attempt and attempt.args, [str(self.part.dims.get(s)) for s in (node,*node.all_input_nodes)]))
         listed = tuple((old, new, channels) for (old, new), channels in sizes.items())
-        return Mismatch(node, position, attempt, listed, text[:160])
-
-    def _expected(self, node: fx.Node, output: int, shape: tuple[int, ...]) -> tuple[int, ...]:
-        dims = self._dims(node, output)
-        return tuple(int(kept_flags(dims[dim], self.keep).sum()) if dim in dims else size for dim, size in enumerate(shape))
+        return Mismatch(node, position, attempt, listed, text[:1600])
 
     def _dims(self, node: fx.Node, output: int) -> dict[int, Channels]:
         known = self.part.dims.get(node, [])

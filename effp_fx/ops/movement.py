@@ -10,9 +10,11 @@ from torch import Tensor, fx
 
 from effp_fx import graph
 from effp_fx.ops.context import Call, Context, Facets
-from effp_fx.ops.shadow import compress, crop, flat, is_empty, leaky, moved, spread, varying
+from effp_fx.ops.elementwise import combine
+from effp_fx.ops.shadow import Shadow, absolute, compress, crop, flat, is_empty, leaky, moved, spread, varying
 from effp_fx.ops.table import Kept, add
 
+_LARGEST_CREATED = 8192
 NewCall = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -220,6 +222,47 @@ def expanded_as(context: Context, call: Call) -> Facets:
     return own + others
 
 
+def created(context: Context, call: Call) -> Facets:
+    """A tensor of a size written in Python: every dimension gets ids of its own, which go with what they meet."""
+    shape = call.out.shape
+    if graph.info(call.node).dtype.is_floating_point and max(shape, default=0) <= _LARGEST_CREATED:
+        facets = _fresh(context, (1,) * len(shape), shape)
+        return [absolute(facet) for facet in facets] if _is_zero(call) else facets
+    return []
+
+
+def _is_zero(call: Call) -> bool:
+    return "zeros" in graph.op_name(call.node) or "empty" in graph.op_name(call.node) or call.first("fill_value") == 0
+
+
+def put(context: Context, call: Call) -> Facets:
+    """x[index] = values, indexed along the leading dimensions: channels along the others are united."""
+    target, values = call.shadow(call["self"]), call.shadow(call["values"])
+    indices = call["indices"]
+    masks = [graph.info(index).dtype in (torch.bool, torch.uint8) for index in indices if index is not None]
+    if None in indices or any(masks) and len(masks) > 1:
+        return context.pin(call, "is written at an index between other dimensions")
+    taken = len(call.shadow(indices[0]).shape) if masks[0] else len(indices)
+    rank, rest = len(target.shape), len(target.shape) - taken
+    kept = []
+    for facet in values.facets:
+        if any(dim < len(values.shape) - rest for dim in varying(facet)):
+            context.freeze(call, facet, "is written at places that are chosen by a tensor")
+        else:
+            small = crop(facet)
+            lead = max(small.dim() - rest, 0)
+            shape = (*values.shape[lead:],)
+            kept.append(small.reshape(small.shape[lead:]).expand(shape))
+    for facet in target.facets:
+        if any(dim < taken for dim in varying(facet)):
+            context.freeze(call, facet, "is written into at places that are chosen by a tensor")
+    own = tuple(facet for facet in target.facets if all(dim >= taken for dim in varying(facet)))
+    source = Shadow(values.shape[max(len(values.shape) - rest, 0) :], tuple(kept))
+    view = Shadow((*(1 for _ in range(taken)), *target.shape[taken:]), tuple(crop(f).expand((*(1,) * taken, *target.shape[taken:])) for f in own))
+    merged = combine(context, call, [view, source], (*(1,) * taken, *target.shape[taken:]), "add")
+    return [facet.expand(call.out.shape) for facet in merged if rank]
+
+
 def scattered_slice(context: Context, call: Call) -> Facets:
     """slice_scatter, select_scatter: both sides stay."""
     return context.pin(call, "is written into a part of another tensor")
@@ -347,7 +390,7 @@ add("unflatten", "move", reshaped, sizes=unflatten_sizes)
 add("permute transpose t numpy_T mT moveaxis movedim swapaxes swapdims flip roll unsqueeze adjoint", "move", rearranged)
 add("squeeze", "move", rearranged, sizes=squeeze_sizes)
 add("pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle rot90", "move", rearranged)
-add("expand broadcast_to", "move", expanded, sizes=view_sizes)
+add("expand broadcast_to", "move", expanded, sizes=view_sizes, creates=True)
 add("expand_as", "move", expanded_as)
 add("slice", "move", sliced, sizes=slice_sizes)
 add("select", "move", cut, sizes=select_sizes)
@@ -363,5 +406,7 @@ add("index_select", "move", selected)
 add("embedding", "make", embedded)
 add("im2col", "move", unfolded)
 add("slice_scatter select_scatter", "pin", scattered_slice)
+add("zeros ones full empty new_zeros new_ones new_full new_empty", "move", created, sizes=view_sizes, creates=True)
+add("index_put", "tie", put)
 
 

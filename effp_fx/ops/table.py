@@ -52,17 +52,27 @@ class Row:
     sizes: Sizes | None = None
     """New arguments where sizes are written into the call; None: the arguments stay."""
     doc: str = ""
+    creates: bool = False
+    """Whether the op hands out channels though none reach it (a tensor of zeros, an expanded one)."""
 
 
 _ROWS: dict[str, Row] = {}
 
 
-def add(names: str | Iterable[str], kind: str, rule: Rule, *, flops: Flops | None = None, sizes: Sizes | None = None, doc: str = "") -> None:
+def add(
+    names: str | Iterable[str],
+    kind: str,
+    rule: Rule,
+    *,
+    flops: Flops | None = None,
+    sizes: Sizes | None = None,
+    creates: bool = False,
+) -> None:
     """Enter a row for each name; `aten.` is put before names without a namespace."""
     for name in names.split() if isinstance(names, str) else names:
         full = name if "." in name else f"aten.{name}"
-        text = doc or (rule.__doc__ or "").strip().split("\n")[0]
-        _ROWS[full] = Row(full, kind, rule, flops, sizes, text)
+        text = (rule.__doc__ or "").strip().split("\n")[0]
+        _ROWS[full] = Row(full, kind, rule, flops, sizes, text, creates)
 
 
 def rows() -> list[Row]:
