@@ -1,6 +1,6 @@
 """What the compiler knows of each op: one row each, by family; importing this package fills the table."""
 
-from effp_fx.ops import contraction, elementwise, movement, normalisation, reduction, spatial
+from effp_fx.ops import contraction, elementwise, indexing, movement, normalisation, reduction, sizes, spatial
 from effp_fx.ops.table import KINDS, Kept, Row, add, find, forget_op, register_op, rows
 
 __all__ = [
@@ -12,10 +12,12 @@ __all__ = [
     "elementwise",
     "find",
     "forget_op",
+    "indexing",
     "movement",
     "normalisation",
     "reduction",
     "register_op",
     "rows",
+    "sizes",
     "spatial",
 ]
