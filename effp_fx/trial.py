@@ -100,7 +100,7 @@ def run(model: nn.Module, analysis: Analysis, part: Graph, example: Example, rul
     recording = replay(small, example, follower.watch, train=part.capture.train)
     if follower.found is not None:
         return follower.mismatch(follower.found, recording.attempt)
-    if recording.error is None or isinstance(recording.error, _EnoughSeen) or follower.loose:
+    if isinstance(recording.error, _EnoughSeen) or follower.loose or follower.position > follower.last:
         return None
     return follower.mismatch(follower.position, recording.attempt, recording.error)
 
@@ -122,13 +122,23 @@ class _Follower:
     def watch(self, node: fx.Node, outputs: list[Tensor]) -> None:
         if self.position > self.last:
             raise _EnoughSeen
+        if not self._catch_up(node):
+            return
         expected = self.nodes[self.position]
-        if expected.target is not node.target:
-            self.found = None if self.loose else self.position
-            raise _EnoughSeen
         for output, tensor in enumerate(outputs):
             self._compare(expected, output, tensor)
         self.position += 1
+
+    def _catch_up(self, node: fx.Node) -> bool:
+        """Find the captured op that this one repeats. Ops without channels may be missing here (a model caches what it
+        computed in its first run) or be new here (a loop over what was found)."""
+        for position in range(self.position, len(self.nodes)):
+            if _key(self.nodes[position]) == _key(node):
+                self.position = position
+                return True
+            if any(True for _ in self._changes(self.nodes[position])):
+                return False
+        return False
 
     def _compare(self, node: fx.Node, output: int, tensor: Tensor) -> None:
         dims, shape = self._dims(node, output), graph.infos(node)[output]
@@ -151,9 +161,9 @@ class _Follower:
         sizes = {(old, new): channels for old, new, channels in self._changes(node)}
         if not sizes and position:
             sizes = {(old, new): channels for old, new, channels in self._changes(self.nodes[position - 1])}
-        text = f"{type(error).__name__}: {str(error).splitlines()[0]}" if error and str(error) else "the trial took another shape" + str((node.format_node(), attempt and attempt.args, [str(self.part.dims.get(s)) for s in (node,*node.all_input_nodes)]))
+        text = f"{type(error).__name__}: {str(error).splitlines()[0]}" if error and str(error) else "the trial took another shape"
         listed = tuple((old, new, channels) for (old, new), channels in sizes.items())
-        return Mismatch(node, position, attempt, listed, text[:1600])
+        return Mismatch(node, position, attempt, listed, text[:160])
 
     def _dims(self, node: fx.Node, output: int) -> dict[int, Channels]:
         known = self.part.dims.get(node, [])
@@ -166,6 +176,10 @@ class _Follower:
                     kept = int(kept_flags(channels, self.keep).sum())
                     if kept != len(channels):
                         yield len(channels), kept, channels
+
+
+def _key(node: fx.Node) -> tuple[Any, str, str]:
+    return node.target, node.meta.get("module", ""), node.meta.get("source", "")
 
 
 def _is_op(node: fx.Node) -> bool:

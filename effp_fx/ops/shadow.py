@@ -37,10 +37,12 @@ def varying(facet: Tensor) -> tuple[int, ...]:
 def crop(facet: Tensor, dims: tuple[int, ...] | None = None) -> Tensor:
     """The facet with every dimension that does not vary (or is not in `dims`) cut to size 1."""
     kept = varying(facet) if dims is None else dims
-    for dim in range(facet.dim()):
-        if dim not in kept and facet.shape[dim] > 1:
-            facet = facet.narrow(dim, 0, 1)
-    return facet
+    # An expanded dimension of size 0 (no box was found) still has its value; one of real size 0 has none.
+    sizes = [
+        size if dim in kept or (size == 0 and step != 0) else 1
+        for dim, (size, step) in enumerate(zip(facet.shape, facet.stride(), strict=True))
+    ]
+    return facet.as_strided(sizes, facet.stride(), facet.storage_offset())
 
 
 def compress(facet: Tensor) -> Tensor:
