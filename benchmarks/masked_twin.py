@@ -71,32 +71,51 @@ class Observed:
 
     tensors: dict[str, list[Tensor]]
     flops: int  # as torch.utils.flop_counter counts them
+    last: str  # the path of the layer that was called last
 
 
 def observe(model: nn.Module, call: Callable[[nn.Module], Any]) -> Observed:
     """Call the model once, without gradients, and keep what its layers gave."""
     seen: dict[str, list[Tensor]] = {}
-    with _listening(model, seen), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    order: list[str] = []
+    with _listening(model, seen, order), torch.no_grad(), FlopCounterMode(display=False) as counter:
         output = call(model)
     seen["output"] = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
-    return Observed(seen, counter.get_total_flops())
+    return Observed(seen, counter.get_total_flops(), order[-1] if order else "")
 
 
 def relative_error(found: Observed, expected: Observed) -> tuple[float, str]:
     """Largest relative difference of two networks, and where: over the outputs and every uncut convolution or linear.
 
     Layers inside count because the outputs of a detector with random weights are often empty, or saturated. Each tensor
-    is measured against its own largest magnitude. Infinite where an output's shape differs.
+    is measured against its own largest magnitude. Infinite where the outputs differ in shape or in whole numbers, with
+    one exception: where the layers agree to the last one called, and a detector only chose others among boxes of equal
+    score (nothing but the number of rows, their order and whole numbers may differ then), it is the layers' error.
     """
-    if changed := _changed_shapes(found.tensors["output"], expected.tensors["output"]):
-        return math.inf, changed
-    worst, where = 0.0, "nothing"
+    worst, where, compared = 0.0, "nothing", set()
     for name, tensors in expected.tensors.items():
         mine = found.tensors.get(name, [])
-        error = 0.0 if _changed_shapes(mine, tensors) else _difference(mine, tensors)  # a cut layer has no counterpart
+        if name == "output" or _changed_shapes(mine, tensors):  # a cut layer has no counterpart
+            continue
+        compared.add(name)
+        error = _difference(mine, tensors)
         if error > worst:
             worst, where = error, name
-    return worst, where
+    outputs = found.tensors["output"], expected.tensors["output"]
+    changed = _changed_shapes(*outputs)
+    error = math.inf if changed else _difference(*outputs)
+    if error <= worst:
+        return worst, where
+    if worst <= EXACT and expected.last in compared and _chosen_otherwise(*outputs):
+        return worst, "choice"
+    return error, changed or "output"
+
+
+def _chosen_otherwise(found: list[Tensor], expected: list[Tensor]) -> bool:
+    """Whether the outputs are rows of detections, whole numbers among them, that differ at most in which rows."""
+    if len(found) != len(expected) or all(tensor.is_floating_point() for tensor in expected):
+        return False
+    return all(a.shape[1:] == b.shape[1:] and a.dim() == b.dim() for a, b in zip(found, expected, strict=True))
 
 
 def output_difference(found: Observed, expected: Observed) -> float:
@@ -106,12 +125,16 @@ def output_difference(found: Observed, expected: Observed) -> float:
 
 
 @contextlib.contextmanager
-def _listening(model: nn.Module, seen: dict[str, list[Tensor]]) -> Iterator[None]:
-    hooks = []
-    for name, module in model.named_modules():
-        if isinstance(module, (*CONVOLUTIONS, nn.Linear)):
-            keep = seen.setdefault(name, [])
-            hooks.append(module.register_forward_hook(lambda _m, _i, out, keep=keep: keep.append(out.clone())))
+def _listening(model: nn.Module, seen: dict[str, list[Tensor]], order: list[str]) -> Iterator[None]:
+    def listener(name: str) -> Callable[..., None]:
+        def hear(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            seen.setdefault(name, []).append(output.clone())  # what follows may work in place
+            order.append(name)
+
+        return hear
+
+    layers = [(name, m) for name, m in model.named_modules() if isinstance(m, (*CONVOLUTIONS, nn.Linear))]
+    hooks = [module.register_forward_hook(listener(name)) for name, module in layers]
     try:
         yield
     finally:

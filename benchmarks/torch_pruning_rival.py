@@ -19,7 +19,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ class Result:
     )
     graph_s: float | None = None  # building the pruner, its dependency graph with it
     prune_s: float | None = None  # one step of a fresh pruner at channel_ratio
-    search_s: float | None = None  # all the small steps that led to it, without counting
+    search_s: float | None = None  # all the steps that led to it, without counting
 
 
 def rival(model: nn.Module, example: Example, *, told: str, target: float = 0.5, steps: int = STEPS) -> Result:
@@ -89,37 +89,63 @@ def with_place(error: BaseException) -> str:
     return f"{first_line(error)} ({path}:{frames[-1].lineno})"
 
 
+@dataclass
+class _Descent:
+    """One pruner on its way down: the model it cuts, and (step, multiply-accumulates) after each leap."""
+
+    model: nn.Module
+    pruner: Any
+    how: Recipe
+    applied: dict[str, int]
+    spent_s: float = 0.0
+    seen: list[tuple[int, int]] = field(default_factory=list)
+
+    def leap(self, to: int) -> None:
+        """Go on to a step, as one."""
+        self.pruner.current_step = to - 1  # step() adds the last one
+        start = time.perf_counter()
+        self.pruner.step()
+        self.spent_s += time.perf_counter() - start
+        self.seen.append((to, position_macs.macs(self.model, self.applied)))
+
+
 def _search(
     dense: nn.Module, example: Example, family: str, result: Result, target: float, steps: int
 ) -> tuple[nn.Module, Result]:
+    """Step on to the first step that is at or under the target; a leap over it is taken back and divided."""
     applied = position_macs.positions(dense, caller(example))
-    cut = copy.deepcopy(dense)
-    masked_twin.tag(cut)
-    budget = target * position_macs.macs(cut, applied)
-    start = time.perf_counter()
-    pruner, how = _pruner(cut, example, family, result.told, ratio=1.0, steps=steps)
-    result = replace(result, graph_s=time.perf_counter() - start)
-    spent = 0.0
-    seen = [(0, position_macs.macs(cut, applied))]
-    while seen[-1][1] > budget and pruner.current_step < steps:
-        pruner.current_step += _leap(seen, budget, steps) - 1  # step() adds the last one
-        start = time.perf_counter()
-        pruner.step()
-        spent += time.perf_counter() - start
-        seen.append((pruner.current_step, position_macs.macs(cut, applied)))
-    how.mend(pruner)
+    whole = position_macs.macs(dense, applied)
+    path: list[int] = []
+    longest = max(1, steps // 5)
+    while True:
+        cut = copy.deepcopy(dense)
+        masked_twin.tag(cut)
+        way = _Descent(cut, *_pruner(cut, example, family, result.told, ratio=1.0, steps=steps), applied)
+        way.seen.append((0, whole))
+        for step in path:
+            way.leap(step)
+        while way.seen[-1][1] > target * whole and way.pruner.current_step < steps:
+            way.leap(way.seen[-1][0] + min(longest, _leap(way.seen, target * whole, steps)))
+        stopped = way.seen[-1][0]
+        taken = stopped - way.seen[-2][0]
+        if way.seen[-1][1] > target * whole or taken == 1:
+            break
+        path, longest = [step for step, _ in way.seen[1:-1]], max(1, taken // 2)
+    way.how.mend(way.pruner)
     left = sum(p.numel() for p in cut.parameters()) / sum(p.numel() for p in dense.parameters())
-    return cut, replace(result, search_s=spent, channel_ratio=pruner.current_step / steps, params_kept=left)
+    reached = "" if way.seen[-1][1] <= target * whole else "the target is not reached with every step taken"
+    return cut, replace(result, search_s=way.spent_s, channel_ratio=stopped / steps, params_kept=left, message=reached)
 
 
 def _leap(seen: list[tuple[int, int]], budget: float, steps: int) -> int:
     """How many steps to take as one: seven tenths of what the last leap lets expect, not to leap over the target."""
     last, macs = seen[-1]
+    few = max(1, steps // 10)
     if len(seen) == 1:
-        return max(1, steps // 10)
+        return few
     before, more = seen[-2]
     if macs >= more:
-        return min(max(1, steps // 10), steps - last)
+        return min(few, steps - last)
     expected = math.log(macs / budget) / math.log(more / macs) * (last - before)
     return min(max(1, int(0.7 * expected)), steps - last)
 
@@ -188,7 +214,8 @@ def _judge(cut: nn.Module, dense: nn.Module, example: Example, kept: dict[str, A
         mask_shows=shows,
     )
     if error <= masked_twin.EXACT:
-        return replace(result, status="ok")
+        chosen = "every layer agrees; other boxes of equal score were chosen" if where == "choice" else result.message
+        return replace(result, status="ok", message=chosen)
     return replace(result, status="wrong", message=_why(error, error_both, where, norms))
 
 

@@ -1,6 +1,7 @@
 """The instrument that judges another tool's cuts: it must pass right ones, and catch each kind of wrong one."""
 
 import copy
+import math
 from collections.abc import Callable
 
 import pytest
@@ -100,6 +101,26 @@ def test_a_channel_that_is_not_zero_where_it_is_read_shows_in_one_twin_only() ->
     cut = _cut(dense, [0, 2, 5], [0, 2, 5])
     assert _error(dense, cut) > 1e-3
     assert _error(dense, cut, consumers=True) < 1e-12
+
+
+def _seen(head: float, labels: list[int], scores: int, *, last: str = "head") -> masked_twin.Observed:
+    outputs = [torch.rand(scores, 4), torch.tensor(labels)]
+    return masked_twin.Observed({"head": [torch.full((2,), head)], "output": outputs}, 0, last)
+
+
+def test_other_boxes_of_equal_score_are_no_error_if_the_layers_agree() -> None:
+    dense = _seen(1.0, [1, 2], 2)
+    assert masked_twin.relative_error(_seen(1.0, [2, 1, 1], 3), dense) == (0.0, "choice")
+    assert masked_twin.relative_error(_seen(1.1, [2, 1, 1], 3), dense)[0] == math.inf
+    assert masked_twin.relative_error(_seen(1.0, [2, 1, 1], 3), _seen(1.0, [1, 2], 2, last="later"))[0] == math.inf
+
+
+def test_classes_that_were_cut_are_no_choice() -> None:
+    image = torch.rand(1, 3, 4, 4)
+    dense = _net()
+    found, expected = (masked_twin.observe(net, lambda net: net(image)) for net in (_net(), dense))
+    found.tensors["output"][0] = found.tensors["output"][0][:, :4]
+    assert masked_twin.relative_error(found, expected) == (math.inf, "output (1, 5, 4, 4) became (1, 4, 4, 4)")
 
 
 def test_a_tag_that_is_lost_is_an_error() -> None:
