@@ -1,0 +1,33 @@
+"""Reports: what a trace, a pruning and an export found, as tables for people and as JSON for programs."""
+
+from effp_fx.report.group_page import check_suffix, write_graph
+from effp_fx.report.prune_report import (
+    export_json,
+    export_table,
+    file_list,
+    prune_json,
+    prune_table,
+    verification_json,
+    verification_table,
+)
+from effp_fx.report.terminal import progress, show, text
+from effp_fx.report.trace_report import channel_table, trace_json, trace_table, trace_text
+
+__all__ = [
+    "channel_table",
+    "check_suffix",
+    "export_json",
+    "export_table",
+    "file_list",
+    "progress",
+    "prune_json",
+    "prune_table",
+    "show",
+    "text",
+    "trace_json",
+    "trace_table",
+    "trace_text",
+    "verification_json",
+    "verification_table",
+    "write_graph",
+]
