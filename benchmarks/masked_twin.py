@@ -75,11 +75,19 @@ class Observed:
 
 
 def observe(model: nn.Module, call: Callable[[nn.Module], Any]) -> Observed:
-    """Call the model once, without gradients, and keep what its layers gave."""
+    """Call the model once, without gradients, and keep what its layers gave.
+
+    Without the fused path of attention, too: what runs in it is neither heard by hooks nor counted.
+    """
     seen: dict[str, list[Tensor]] = {}
     order: list[str] = []
-    with _listening(model, seen, order), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        output = call(model)
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with _listening(model, seen, order), torch.no_grad(), FlopCounterMode(display=False) as counter:
+            output = call(model)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
     seen["output"] = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
     return Observed(seen, counter.get_total_flops(), order[-1] if order else "")
 
