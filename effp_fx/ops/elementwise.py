@@ -10,20 +10,23 @@ import torch
 from torch import Tensor, fx
 
 from effp_fx.ops.context import Call, Context, Facets, signed
-from effp_fx.ops.shadow import Shadow, crop, is_empty, varying
+from effp_fx.ops.shadow import Shadow, crop, is_empty, leaky, varying
 from effp_fx.ops.table import add
 
 KEEPS_ZERO = (
     "relu relu6 silu gelu tanh hardswish leaky_relu rrelu elu celu selu abs neg negative sqrt square sin tan asin atan sinh asinh atanh "
-    "floor ceil round trunc fix frac sgn sign erf expm1 log1p softsign mish hardtanh dropout feature_dropout alpha_dropout native_dropout "
+    "floor ceil round trunc fix frac sgn sign erf expm1 log1p softsign mish hardtanh dropout feature_dropout native_dropout "
     "clone contiguous detach alias to _to_copy type_as float half double positive nan_to_num deg2rad rad2deg hardshrink softshrink tanhshrink "
     "zeros_like angle real imag conj resolve_conj resolve_neg lift_fresh lift conj_physical fill_zero zero bool int long"
 )
 MOVES_ZERO = (
-    "sigmoid exp exp2 log log2 log10 cos cosh acos acosh rsqrt reciprocal softplus hardsigmoid log_sigmoid logical_not bitwise_not logit erfc lgamma "
-    "digamma isnan isinf isfinite ones_like full_like rand_like randn_like empty_like randint_like bernoulli uniform normal fill exponential threshold"
+    "sigmoid exp exp2 cos cosh acos softplus hardsigmoid log_sigmoid logical_not bitwise_not erfc "
+    "isnan isinf isfinite ones_like full_like rand_like randn_like empty_like randint_like bernoulli uniform normal fill "
+    "exponential threshold"
 )
-TIES = "maximum minimum fmax fmin logaddexp atan2 hypot where eq ne lt le gt ge logical_and logical_or logical_xor bitwise_and bitwise_or pow remainder fmod"
+UNDEFINED_AT_ZERO = "log log2 log10 acosh rsqrt reciprocal logit lgamma digamma"
+"""Their value at zero is no number, or infinite: what follows would be no number for the masked channel either."""
+UNDEFINED = "has no finite value where the channel is zero while masked"
 
 
 def combine(context: Context, call: Call, shadows: Sequence[Shadow], shape: tuple[int, ...], kind: str) -> Facets:
@@ -114,6 +117,24 @@ def _unary(sign: int) -> Any:
     return rule
 
 
+def undefined_at_zero(context: Context, call: Call) -> Facets:
+    """Passes channels that are not zero while masked; infinite at zero, so those that are stay."""
+    return [leaky(facet) for facet in _nowhere_zero(context, call, operands(call)[0]).facets]
+
+
+def _nowhere_zero(context: Context, call: Call, shadow: Shadow) -> Shadow:
+    """Freeze the channels that are exactly zero while masked."""
+    for facet in shadow.facets:
+        small = crop(facet)
+        context.freeze(call, small[small > 0], UNDEFINED)
+    return shadow
+
+
+def alpha_dropout(context: Context, call: Call) -> Facets:
+    """Passes channels on; in train mode zero does not stay zero."""
+    return [signed(facet, -1 if call["train"] else 1) for facet in operands(call)[0].facets]
+
+
 def _scalar(call: Call) -> Any:
     return call.first("other", "value", "exponent", "mat2")
 
@@ -131,20 +152,40 @@ def multiplicative(context: Context, call: Call) -> Facets:
 
 
 def divided(context: Context, call: Call) -> Facets:
-    """Unites channels; zero where the dividend is and the divisor is not."""
-    return combine(context, call, operands(call), call.out.shape, "div")
+    """Unites channels; zero where the dividend is. A divisor that is zero while masked stays."""
+    dividend, divisor = (call.shadow(call.first(*names)) for names in (("self", "input"), ("other",)))
+    _nowhere_zero(context, call, divisor)
+    if not isinstance(call.first("self", "input"), fx.Node):
+        return [leaky(facet) for facet in divisor.facets]
+    return combine(context, call, [dividend, divisor], call.out.shape, "div")
 
 
 def tied(context: Context, call: Call) -> Facets:
     """Unites channels; nothing is known of the value."""
-    return combine(context, call, operands(call), call.out.shape, "other")
+    return [leaky(facet) for facet in combine(context, call, operands(call), call.out.shape, "other")]
+
+
+def chosen(context: Context, call: Call) -> Facets:
+    """where: unites channels; zero where both choices are."""
+    tensors = [call.shadow(value) for value in (call["self"], call["other"]) if isinstance(value, fx.Node)]
+    numbers = [value for value in (call["self"], call["other"]) if not isinstance(value, fx.Node)]
+    shape = tuple(torch.broadcast_shapes(*(tensor.shape for tensor in tensors)))
+    choices = combine(context, call, tensors, shape, "add")
+    if any(value != 0 for value in numbers):
+        choices = [leaky(facet) for facet in choices]
+    condition = call.shadow(call["condition"])
+    doubtful = Shadow(condition.shape, tuple(leaky(facet) for facet in condition.facets), condition.from_input)
+    return combine(context, call, [Shadow(shape, tuple(choices)), doubtful], call.out.shape, "mul")
 
 
 def power(context: Context, call: Call) -> Facets:
     """A positive power keeps zero."""
     exponent = call["exponent"]
-    if isinstance(exponent, (int, float)) and len(operands(call)) == 1:
-        return [signed(facet, 1 if exponent > 0 else -1) for facet in operands(call)[0].facets]
+    if isinstance(exponent, (int, float)):
+        source = call.shadow(call["self"])
+        if exponent < 0:
+            return undefined_at_zero(context, call)
+        return [signed(facet, 1 if exponent > 0 else -1) for facet in source.facets]
     return tied(context, call)
 
 
@@ -165,10 +206,11 @@ def extremum(context: Context, call: Call) -> Facets:
 def filled(context: Context, call: Call) -> Facets:
     """Fills where a mask says so: filling with 0 keeps zero."""
     value = call["value"]
-    shadows = [call.shadow(call["self"]), call.shadow(call["mask"])]
+    source, mask = call.shadow(call["self"]), call.shadow(call["mask"])
     if isinstance(value, (int, float)) and value == 0:
-        return combine(context, call, shadows, call.out.shape, "mul")
-    return combine(context, call, shadows, call.out.shape, "other")
+        mask = Shadow(mask.shape, tuple(leaky(facet) for facet in mask.facets))  # where it is false the value shows
+        return combine(context, call, [source, mask], call.out.shape, "mul")
+    return tied(context, call)
 
 
 def prelu(context: Context, call: Call) -> Facets:
@@ -179,7 +221,8 @@ def prelu(context: Context, call: Call) -> Facets:
     rank = len(call.out.shape)
     view = [1] * rank
     view[1 if rank > 1 else 0] = weight.shape[0]
-    slope = Shadow(tuple(view), tuple(facet.reshape(view) for facet in weight.facets), from_input=False)
+    # A slope of zero silences one side only, so the sign is that of the value.
+    slope = Shadow(tuple(view), tuple(leaky(facet.reshape(view)) for facet in weight.facets), from_input=False)
     return combine(context, call, [shadow, slope], call.out.shape, "mul")
 
 
@@ -194,10 +237,9 @@ def gated(context: Context, call: Call) -> Facets:
     shadow = call.shadow(call["self"])
     dim = call["dim"] % len(shadow.shape)
     half = shadow.shape[dim] // 2
-    parts = [
-        Shadow(call.out.shape, tuple(facet.narrow(dim, start, half) for facet in shadow.facets)) for start in (0, half)
-    ]
-    return combine(context, call, parts, call.out.shape, "mul")
+    value = Shadow(call.out.shape, tuple(facet.narrow(dim, 0, half) for facet in shadow.facets))
+    gate = Shadow(call.out.shape, tuple(leaky(facet.narrow(dim, half, half)) for facet in shadow.facets))
+    return combine(context, call, [value, gate], call.out.shape, "mul")
 
 
 def written(context: Context, call: Call) -> Facets:
@@ -208,11 +250,14 @@ def written(context: Context, call: Call) -> Facets:
 
 add(KEEPS_ZERO, "pass", _unary(1))
 add(MOVES_ZERO, "pass", _unary(-1))
+add(UNDEFINED_AT_ZERO, "pass", undefined_at_zero)
+add("alpha_dropout feature_alpha_dropout", "pass", alpha_dropout)
 add("add sub rsub subtract __iadd__ __isub__ lerp", "tie", additive)
 add("mul multiply __imul__ bitwise_and logical_and", "tie", multiplicative)
 add("div divide true_divide floor_divide remainder fmod", "tie", divided)
 add("maximum minimum fmax fmin", "tie", extremum)
-add("where eq ne lt le gt ge logical_or logical_xor bitwise_or bitwise_xor atan2 hypot logaddexp xlogy", "tie", tied)
+add("where", "tie", chosen)
+add("eq ne lt le gt ge logical_or logical_xor bitwise_or bitwise_xor atan2 hypot logaddexp xlogy", "tie", tied)
 add("pow", "tie", power)
 add("clamp clamp_min clamp_max clip", "pass", clamped)
 add("masked_fill", "tie", filled)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import fx
+
 from effp_fx.ops.context import Call, Context, Facets, signed
+from effp_fx.ops.elementwise import extremum
 from effp_fx.ops.shadow import leaky, varying
 from effp_fx.ops.table import add
 
@@ -20,6 +23,8 @@ def _dims(call: Call, rank: int) -> tuple[set[int], bool]:
 
 def _reduce(context: Context, call: Call, sign: int, sums: bool) -> Facets:
     source = call.shadow(call.first("self", "input"))
+    order = call.first("ord", "p")
+    sums = sums and (order is None or float(order) > 0)  # of a norm of order -inf, zeros are the result
     over, keep = _dims(call, len(source.shape))
     passing = []
     for facet in source.facets:
@@ -28,7 +33,7 @@ def _reduce(context: Context, call: Call, sign: int, sums: bool) -> Facets:
             for dim in sorted(over, reverse=True):
                 small = small.narrow(dim, 0, 1) if keep else small.select(dim, 0)
             passing.append(signed(small, sign).expand(call.out.shape))
-        elif sums:
+        elif sums and source.from_input:
             context.freeze(call, facet[facet < 0], "not zero while masked, and is summed up with other channels")
         else:
             context.freeze(call, facet, "is reduced together with other channels")
@@ -47,5 +52,15 @@ def _rule(sign: int, sums: bool, several: bool = False) -> Any:
 
 add("sum nansum linalg_vector_norm norm frobenius_norm count_nonzero", "reduce", _rule(1, True))
 add("mean amax amin var std var_mean std_mean median any", "reduce", _rule(1, False, several=True))
-add("max min aminmax", "reduce", _rule(1, False, several=True))
+
+
+_largest = _rule(1, False, several=True)
+
+
+def largest(context: Context, call: Call) -> Any:
+    """Of one tensor a reduction, of two tensors the larger or smaller of each pair."""
+    return (extremum if isinstance(call.first("other"), fx.Node) else _largest)(context, call)
+
+
+add("max min aminmax", "reduce", largest)
 add("prod all logsumexp argmax argmin", "reduce", _rule(-1, False))
