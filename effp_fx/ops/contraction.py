@@ -170,8 +170,19 @@ def attention(context: Context, call: Call) -> Facets:
     if call["attn_mask"] is not None:
         mask = call.shadow(call["attn_mask"])
         scores = combine(context, call, [Shadow(scores_shape, tuple(scores)), mask], scores_shape, "other")
-    soft = Shadow(scores_shape, tuple(leaky(facet) for facet in scores))
+    soft = Shadow(scores_shape, tuple(_spread_evenly(context, call, scores)))
     return contract(context, call, [(soft, batch + "ts"), (value, batch + "se")], batch + "te", call.out.shape)
+
+
+def _spread_evenly(context: Context, call: Call, scores: Facets) -> Facets:
+    """What is left after the softmax over the last dimension: channels along it are normalised over, so they stay."""
+    passing = []
+    for facet in scores:
+        if facet.dim() - 1 in varying(facet):
+            context.freeze(call, facet, "a softmax runs over these channels")
+        else:
+            passing.append(leaky(facet))
+    return passing
 
 
 def _heads(context: Context, call: Call, side: Shadow, scaled_by_size: bool) -> Shadow:

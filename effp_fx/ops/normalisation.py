@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-
+import torch
 from torch import Tensor, fx
 
 from effp_fx.ops.context import Call, Context, Facets, line_facet
@@ -13,6 +13,11 @@ from effp_fx.ops.table import Kept, add
 
 def batch_norm(context: Context, call: Call) -> Facets:
     """One scale, shift and pair of statistics per channel."""
+    channels = _read_statistics(context, call)
+    return _affine(context, call, channels, 1, ("running_mean", "running_var"), centred=False)
+
+
+def _read_statistics(context: Context, call: Call) -> Tensor | None:
     source = call.shadow(call["input"])
     for facet in source.facets:
         if 1 not in varying(facet):
@@ -21,29 +26,38 @@ def batch_norm(context: Context, call: Call) -> Facets:
     for name in ("running_mean", "running_var"):
         if isinstance(call[name], fx.Node):
             context.statistics.add(str(call[name].target))
-    return _affine(context, call, channels, 1, ("running_mean", "running_var"))
+    return channels
 
 
-def _affine(context: Context, call: Call, channels: Tensor | None, dim: int, statistics: tuple[str, ...]) -> Facets:
-    """Tie scale, shift and statistics to the channels; zero with scale and shift, else not."""
+def _affine(
+    context: Context, call: Call, channels: Tensor | None, dim: int, statistics: tuple[str, ...], *, centred: bool
+) -> Facets:
+    """Tie scale, shift and statistics to the channels. The result is zero with scale and shift; without a scale, where
+    the statistics are those of the channel itself (`centred`), it is zero where the channel is.
+    """
     followers = {name: context.vector(call, call.shadow(call[name]), 0) for name in ("weight", "bias", *statistics)}
     if channels is None:
         context.freeze(call, [vector for vector in followers.values() if vector is not None], "normalises a tensor without channels")
         return []
+    silent = channels > 0
     for vector in followers.values():
         if vector is not None:
             channels = context.match(call, channels, vector, "normalises a tensor without channels")
     weight = call["weight"]
     if isinstance(weight, fx.Node) and weight.op == "get_attr":
         context.gammas.add(str(weight.target))
-    zero = followers["weight"] is not None and (call["bias"] is None or followers["bias"] is not None)
-    channels = channels.abs() if zero else -channels.abs()
+    scale, shift = followers["weight"], followers["bias"]
+    zero = silent & centred if scale is None else (scale > 0) | (silent & centred)
+    if call["bias"] is not None:
+        zero = zero & (shift > 0) if shift is not None else torch.zeros_like(zero)
+    channels = torch.where(zero, channels.abs(), -channels.abs())
     return line_facet(channels, dim, call.out.shape)
 
 
 def instance_norm(context: Context, call: Call) -> Facets:
     """Like a batch norm, with the statistics of each image: a channel's are its own."""
-    return batch_norm(context, call)
+    channels = _read_statistics(context, call)
+    return _affine(context, call, channels, 1, ("running_mean", "running_var"), centred=bool(call["use_input_stats"]))
 
 
 def group_norm(context: Context, call: Call) -> Facets:
@@ -61,8 +75,10 @@ def group_norm(context: Context, call: Call) -> Facets:
             channels = None
         else:
             first = rows[:, :1].expand(rows.shape).contiguous()
-            channels = context.match(call, first, rows.contiguous(), "shares its statistics with a channel that stays").reshape(-1)
-    return _affine(context, call, channels, 1, ())
+            united = context.match(call, first, rows.contiguous(), "shares its statistics with a channel that stays")
+            silent = (rows > 0).all(1, keepdim=True)
+            channels = torch.where(silent, united, -united).reshape(-1)
+    return _affine(context, call, channels, 1, (), centred=True)
 
 
 def group_norm_sizes(kept: Kept) -> tuple[tuple[object, ...], dict[str, object]]:
@@ -114,8 +130,6 @@ def normalised(context: Context, call: Call) -> Facets:
         else:
             passing.append(leaky(facet))
     return passing
-
-
 
 
 add("batch_norm cudnn_batch_norm", "carry", batch_norm)
