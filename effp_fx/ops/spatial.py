@@ -42,13 +42,14 @@ def padded(context: Context, call: Call) -> Facets:
     shadow = call.shadow(call["self"])
     pad = list(call.first("pad", "padding"))
     value = call.first("value")
-    zero = value in (None, 0, 0.0) and call.first("mode") in (None, "constant")
+    constant = call.first("mode") in (None, "constant")
+    zero = value in (None, 0, 0.0) or not constant  # other modes repeat places
     results: list[Tensor] = []
     rank = len(shadow.shape)
     widths = {rank - 1 - index // 2: (pad[index], pad[index + 1]) for index in range(0, len(pad), 2)}
     for facet in shadow.facets:
         along = [dim for dim in varying(facet) if any(widths.get(dim, (0, 0)))]
-        if along and (not zero or any(min(widths[dim]) < 0 for dim in along)):
+        if along and (not zero or not constant or any(min(widths[dim]) < 0 for dim in along)):
             context.freeze(call, facet, "is padded along the channels with something else than zeros")
             continue
         result = facet
@@ -97,6 +98,12 @@ def deformed(context: Context, call: Call) -> Facets:
     for name in ("offset", "mask"):
         context.freeze(call, call.shadow(call[name]).facets, "is used as an offset")
     source, weight = call.shadow(call["input"]), call.shadow(call["weight"])
+    for facet in weight.facets:
+        if any(dim > 1 for dim in varying(facet)):
+            context.freeze(call, facet, "a position within the kernel")
+    for facet in source.facets:
+        if 1 not in varying(facet):
+            context.freeze(call, facet, SLIDES)
     made, read = context.vector(call, weight, 0), context.vector(call, weight, 1)
     channels = context.vector(call, source, 1)
     if call["groups"] != 1 or call["offset_groups"] != 1 or channels is None or read is None:
