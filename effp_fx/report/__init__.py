@@ -1,10 +1,12 @@
 """Reports: what a trace, a pruning and an export found, as tables for people and as JSON for programs."""
 
+from effp_fx.report.bench_report import bench_json, bench_table
 from effp_fx.report.group_page import check_suffix, write_graph
 from effp_fx.report.prune_report import (
     export_json,
     export_table,
     file_list,
+    plan_table,
     prune_json,
     prune_table,
     verification_json,
@@ -14,11 +16,14 @@ from effp_fx.report.terminal import progress, show, text
 from effp_fx.report.trace_report import channel_table, trace_json, trace_table, trace_text
 
 __all__ = [
+    "bench_json",
+    "bench_table",
     "channel_table",
     "check_suffix",
     "export_json",
     "export_table",
     "file_list",
+    "plan_table",
     "progress",
     "prune_json",
     "prune_table",

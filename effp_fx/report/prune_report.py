@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from effp_fx.plan import package_version
+from effp_fx.plan import Plan, package_version
 from effp_fx.report.layers import LayerRow, layer_rows
 from effp_fx.report.subjects import Checked, Exported, Pruned, Verified
 from effp_fx.report.terminal import Bar, amount, percent, table, timings, whole
@@ -53,6 +53,20 @@ def export_table(export: Exported) -> RenderableType:
         f"{amount(export.bytes)}B; ONNX Runtime against PyTorch: largest error "
         f"{export.max_absolute_error:.2e} absolute, {export.max_relative_error:.2e} relative"
     )
+
+
+def plan_table(plan: Plan) -> RenderableType:
+    """A stored plan: its totals where it notes them, and what is left of each group."""
+    made = table("group", ">channels", "", ">kept", "")
+    for name, group in plan.groups.items():
+        share = len(group.kept) / group.channels
+        made.add_row(name, str(group.channels), f"-> {len(group.kept)}", percent(share), Bar(1.0, share))
+    noted = [
+        f"{name}: {amount(float(plan.summary[f'{key}_before']))} -> {amount(float(plan.summary[f'{key}_after']))}"
+        for key, name in (("flops", "FLOPs"), ("params", "parameters"))
+        if {f"{key}_before", f"{key}_after"} <= set(plan.summary)
+    ]
+    return Group(made, Text(""), Text("\n".join(noted)))
 
 
 def file_list(files: Mapping[str, object]) -> RenderableType:

@@ -1,0 +1,1 @@
+"""Measures a network from the outside: how long it takes."""
