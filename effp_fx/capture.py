@@ -63,8 +63,9 @@ class Attempt:
     source: str
 
 
-Watch = Callable[[fx.Node, list[Tensor]], None]
-"""Called after each op with its node and its results; what it raises ends the run."""
+Watch = Callable[[fx.Node, list[Tensor], list[Tensor]], list[Tensor] | None]
+"""Called after each op with its node, results and inputs. What it returns takes the place of the results; what it raises
+ends the run."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,15 @@ class _Recorder(SchemaCheckMode):
         self._annotate(node)
         self._bind(node, output, storages)
         if self.watch is not None:
-            self.watch(node, outputs)
+            replaced = self.watch(node, outputs, _tensors((args, kwargs)))
+            if replaced is not None:
+                return self._replace(node, output, replaced, storages)
+        return output
+
+    def _replace(self, node: fx.Node, output: Any, replaced: list[Tensor], storages: dict[int, fx.Node]) -> Any:
+        """Hand the model other results than the op's own."""
+        output = replaced[0] if isinstance(output, Tensor) else tuple(replaced)
+        self._bind(node, output, storages)
         return output
 
     def node_of(self, tensor: Tensor) -> fx.Node:
@@ -206,7 +215,7 @@ class _Recorder(SchemaCheckMode):
         self._describe(node, output, self._new_storage())
         self._nodes[output] = node
         if self.watch is not None:
-            self.watch(node, [output])
+            self.watch(node, [output], [])
         return output
 
     def _annotate(self, node: fx.Node) -> None:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from effp_fx.groups import Analysis, Keep, kept_flags
+from effp_fx.groups import Analysis, Keep, TensorDims, kept_flags
 
 
-def masked_tensors(analysis: Analysis, tensors: dict[str, Tensor], keep: Keep) -> dict[str, Tensor]:
+def masked_tensors(known: Mapping[str, TensorDims], tensors: Mapping[str, Tensor], keep: Keep) -> dict[str, Tensor]:
     """The weights that a mask changes, zeroed where their channel is off. What only reads a channel is left alone, so
     that a channel that is not silent shows."""
     result = {}
-    for name, dims in analysis.tensors.items():
+    for name, dims in known.items():
         value: Tensor | None = None
         for dim in sorted(dims.masked):
             flags = kept_flags(dims.dims[dim], keep)
@@ -33,6 +34,6 @@ def masked_copy(model: nn.Module, analysis: Analysis, keep: Keep) -> nn.Module:
     twin = copy.deepcopy(model)
     tensors = {**dict(twin.named_parameters()), **dict(twin.named_buffers())}
     with torch.no_grad():
-        for name, value in masked_tensors(analysis, tensors, keep).items():
+        for name, value in masked_tensors(analysis.tensors, tensors, keep).items():
             tensors[name].copy_(value)
     return twin

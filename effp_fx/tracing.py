@@ -77,15 +77,15 @@ class Tracing:
         """One round; True where something was learnt and another is due."""
         keep = trial.trial_keep(self.analysis)
         for part in self.analysis.graphs:
-            example = self._example_of(part.capture)
+            example = self.example_of(part.capture)
             self.trials += 1
             progress(f"trial {self.trials}: {self.analysis.channels} channels")
             mismatch = trial.run(self.model, self.analysis, part, example, self.rules, keep)
             if mismatch is None:
                 continue
-            rule = trial.explain(self.model, self.analysis, part, example, self.rules, keep, mismatch)
-            if rule is not None:
-                self.rules.append(rule)
+            rules = trial.explain(self.model, self.analysis, part, example, self.rules, keep, mismatch)
+            if rules:
+                self.rules += rules
             elif len(mismatch.channels):
                 self.freeze(mismatch.channels, mismatch.reason())
             else:
@@ -98,7 +98,8 @@ class Tracing:
             return True
         return False
 
-    def _example_of(self, recorded: Capture) -> Example:
+    def example_of(self, recorded: Capture) -> Example:
+        """The inputs that a graph was captured on."""
         return self.train_example if recorded.train and self.train_example is not None else self.example
 
     def _renumber(self) -> None:

@@ -61,6 +61,10 @@ class Mismatch:
         return Reason(f"a size is written in Python: {self.text}", graph.op_name(self.node), self.node.meta.get("module", ""), source)
 
 
+_MOST_TRIED = 6
+"""Attributes tried for one mismatch: each costs a part of a forward pass."""
+
+
 class _EnoughSeen(Exception):
     """Ends a trial run: what follows handles no channels."""
 
@@ -91,12 +95,14 @@ def attributes_for(model: nn.Module, analysis: Analysis, rules: list[SizeRule], 
     return found
 
 
-def run(model: nn.Module, analysis: Analysis, part: Graph, example: Example, rules: list[SizeRule], keep: Keep) -> Mismatch | None:
-    """Lower a trial copy and run it against the captured graph. None: every op was as expected."""
+def run(
+    model: nn.Module, analysis: Analysis, part: Graph, example: Example, rules: list[SizeRule], keep: Keep, stop: int | None = None
+) -> Mismatch | None:
+    """Lower a trial copy and run it against the captured graph. None: every op (up to `stop`) was as expected."""
     plan = from_keep(analysis, keep, attributes_for(model, analysis, rules, keep), summary={})
     small = binding.sliced_copy(model, plan)
     binding.set_attributes(small, plan.attributes)
-    follower = _Follower(part, keep)
+    follower = Follower(part, keep, stop)
     recording = replay(small, example, follower.watch, train=part.capture.train)
     if follower.found is not None:
         return follower.mismatch(follower.found, recording.attempt)
@@ -105,40 +111,43 @@ def run(model: nn.Module, analysis: Analysis, part: Graph, example: Example, rul
     return follower.mismatch(follower.position, recording.attempt, recording.error)
 
 
-class _Follower:
+class Follower:
     """Walks the captured graph in step with a run of the compact model."""
 
-    def __init__(self, part: Graph, keep: Keep) -> None:
+    def __init__(self, part: Graph, keep: Keep, stop: int | None = None) -> None:
         self.part = part
         self.keep = keep
+        self._counts: dict[int, int] = {}
         self.nodes = [node for node in part.capture.graph_module.graph.nodes if _is_op(node)]
-        lively = [index for index, node in enumerate(self.nodes) if any(True for _ in self._changes(node))]
-        self.last = lively[-1] if lively else -1
+        self.lively = [any(True for _ in self._changes(node)) for node in self.nodes]
+        until = len(self.nodes) if stop is None else stop + 1
+        self.last = max((index for index, lively in enumerate(self.lively[:until]) if lively), default=-1)
         self.position = 0
         self.found: int | None = None
         self.loose = False
         """Whether a value without channels had another shape than in the captured run: sizes that depend on values."""
 
-    def watch(self, node: fx.Node, outputs: list[Tensor]) -> None:
+    def watch(self, node: fx.Node, outputs: list[Tensor], _inputs: list[Tensor]) -> None:
+        """Compare one op's results with what the analysis expects of them."""
         if self.position > self.last:
             raise _EnoughSeen
-        if not self._catch_up(node):
+        if self.align(node) is None:
             return
         expected = self.nodes[self.position]
         for output, tensor in enumerate(outputs):
             self._compare(expected, output, tensor)
         self.position += 1
 
-    def _catch_up(self, node: fx.Node) -> bool:
-        """Find the captured op that this one repeats. Ops without channels may be missing here (a model caches what it
+    def align(self, node: fx.Node) -> tuple[int, fx.Node] | None:
+        """The captured op that this one repeats. Ops without channels may be missing here (a model caches what it
         computed in its first run) or be new here (a loop over what was found)."""
         for position in range(self.position, len(self.nodes)):
             if _key(self.nodes[position]) == _key(node):
                 self.position = position
-                return True
-            if any(True for _ in self._changes(self.nodes[position])):
-                return False
-        return False
+                return position, self.nodes[position]
+            if self.lively[position]:
+                return None
+        return None
 
     def _compare(self, node: fx.Node, output: int, tensor: Tensor) -> None:
         dims, shape = self._dims(node, output), graph.infos(node)[output]
@@ -146,11 +155,11 @@ class _Follower:
             self.found = self.position
             raise _EnoughSeen
         for dim, (size, seen) in enumerate(zip(shape.shape, tensor.shape, strict=True)):
-            if dim in dims and seen != int(kept_flags(dims[dim], self.keep).sum()):
+            if dim in dims and seen != self._left(dims[dim]):
                 self.found = self.position
                 raise _EnoughSeen
             if dim not in dims and seen != size:
-                if any(True for _ in self._changes(node)) and not self.loose:
+                if self.lively[self.position] and not self.loose:
                     self.found = self.position
                     raise _EnoughSeen
                 self.loose = True
@@ -165,6 +174,11 @@ class _Follower:
         listed = tuple((old, new, channels) for (old, new), channels in sizes.items())
         return Mismatch(node, position, attempt, listed, text[:160])
 
+    def _left(self, channels: Channels) -> int:
+        if id(channels) not in self._counts:
+            self._counts[id(channels)] = int(kept_flags(channels, self.keep).sum())
+        return self._counts[id(channels)]
+
     def _dims(self, node: fx.Node, output: int) -> dict[int, Channels]:
         known = self.part.dims.get(node, [])
         return known[output] if output < len(known) else {}
@@ -173,7 +187,7 @@ class _Follower:
         for source in (node, *node.all_input_nodes):
             for dims in self.part.dims.get(source, []):
                 for channels in dims.values():
-                    kept = int(kept_flags(channels, self.keep).sum())
+                    kept = self._left(channels)
                     if kept != len(channels):
                         yield len(channels), kept, channels
 
@@ -202,7 +216,8 @@ def candidates(model: nn.Module, mismatch: Mismatch) -> Iterator[SizeRule]:
 
 def _rules_of(path: str, module: nn.Module, mismatch: Mismatch, written: set[int]) -> Iterator[SizeRule]:
     held = list(_sizes_held(module))
-    ranked = sorted(mismatch.sizes, key=lambda size: size[0] not in written)
+    named = [size for size in mismatch.sizes if size[0] in written]
+    ranked = named or list(mismatch.sizes)
     for exact in (True, False):
         for old, new, channels in ranked:
             for name, index, value in held:
@@ -230,17 +245,67 @@ def _integers(attempt: Attempt) -> set[int]:
 
 def explain(
     model: nn.Module, analysis: Analysis, part: Graph, example: Example, rules: list[SizeRule], keep: Keep, mismatch: Mismatch
-) -> SizeRule | None:
-    """The attribute whose rebinding takes the trial further than `mismatch`; None: there is none."""
+) -> list[SizeRule]:
+    """The attribute whose rebinding takes the trial further than `mismatch`, and the same one of like modules."""
     known = {(rule.module, rule.attribute, rule.index) for rule in rules}
     tried = 0
     for rule in candidates(model, mismatch):
-        if (rule.module, rule.attribute, rule.index) in known or tried >= 24:
+        if (rule.module, rule.attribute, rule.index) in known or tried >= _MOST_TRIED:
             continue
         tried += 1
-        after = run(model, analysis, part, example, [*rules, rule], keep)
+        after = run(model, analysis, part, example, [*rules, rule], keep, stop=mismatch.position)
         if after is None or after.position > mismatch.position:
-            return rule
+            alike = _siblings(model, part, mismatch, rule)
+            return [rule, *(one for one in alike if (one.module, one.attribute, one.index) not in known)]
+    return []
+
+
+def _siblings(model: nn.Module, part: Graph, mismatch: Mismatch, rule: SizeRule) -> Iterator[SizeRule]:
+    """The rule for other modules of the same class: the same dimension of the op at the same place among their ops.
+
+    A guess that spares trials; one that is wrong shows in the next trial like any other size.
+    """
+    modules = dict(model.named_modules())
+    nodes = [node for node in part.capture.graph_module.graph.nodes if _is_op(node)]
+    own = [node for node in nodes if _within(node, rule.module)]
+    if mismatch.node not in own:
+        return
+    place = own.index(mismatch.node)
+    source = _source_of(part, mismatch.node, rule.channels)
+    for path, module in modules.items():
+        if type(module) is not type(modules[rule.module]) or path == rule.module or source is None:
+            continue
+        theirs = [node for node in nodes if _within(node, path)]
+        if place >= len(theirs) or _key(theirs[place])[::2] != _key(mismatch.node)[::2]:
+            continue
+        channels = _channels_at(part, theirs[place], source)
+        held = {(name, index): value for name, index, value in _sizes_held(module)}
+        value = held.get((rule.attribute, rule.index))
+        if channels is not None and value is not None and value * len(rule.channels) == rule.old * len(channels):
+            yield SizeRule(path, rule.attribute, rule.index, value, channels)
+
+
+def _within(node: fx.Node, path: str) -> bool:
+    name = str(node.meta.get("module", ""))
+    return name == path or name.startswith(f"{path}.")
+
+
+Source = tuple[int, int, int]
+"""(0 for the op itself, n for its n-th input; output; dimension)."""
+
+
+def _source_of(part: Graph, node: fx.Node, channels: Channels) -> Source | None:
+    for index, item in enumerate((node, *node.all_input_nodes)):
+        for output, dims in enumerate(part.dims.get(item, [])):
+            for dim, found in dims.items():
+                if found is channels:
+                    return index, output, dim
     return None
 
 
+def _channels_at(part: Graph, node: fx.Node, source: Source) -> Channels | None:
+    items = (node, *node.all_input_nodes)
+    if source[0] >= len(items):
+        return None
+    outputs = part.dims.get(items[source[0]], [])
+    return outputs[source[1]].get(source[2]) if source[1] < len(outputs) else None

@@ -1,0 +1,317 @@
+"""The public calls: trace, prune, verify; wiring only."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+import numpy as np
+from torch import fx, nn
+
+from effp_fx import binding, budget, cost, diagnose, group_file, importance, masking, tracing
+from effp_fx.errors import GroupFileError, TargetError, VerificationError
+from effp_fx.groups import Analysis, ChannelGroup, Frozen, Keep
+from effp_fx.importance import Importance
+from effp_fx.inputs import Example, as_example
+from effp_fx.models import adapter_for, example_for
+from effp_fx.plan import ATTRIBUTE, Plan, from_keep
+from effp_fx.recalibrate import recalibrate
+from effp_fx.report import trace_text
+from effp_fx.verify import Verification
+from effp_fx.verify import verify as compare
+
+Progress = Callable[[str], None]
+_ATTEMPTS = 8
+"""Plans tried before giving up: each that does not verify freezes what stood in its way."""
+
+
+def quiet(_line: str) -> None:
+    """Say nothing."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What the compiler found in a model. `print(trace)` shows it as a table."""
+
+    model_name: str
+    tracing: tracing.Tracing
+    flops: float
+    """Of the dense network in eval mode, 2 a multiply-accumulate, as torch.utils.flop_counter counts."""
+    params: float
+    prunable_flops_share: float
+    """What would go if every group were cut to the least that must stay."""
+
+    @property
+    def analysis(self) -> Analysis:
+        """Channels, groups, costs."""
+        return self.tracing.analysis
+
+    @property
+    def graph_module(self) -> fx.GraphModule:
+        """The captured graph in eval mode; it runs on the tensors of the example."""
+        return self.analysis.graphs[0].capture.graph_module
+
+    @property
+    def groups(self) -> tuple[ChannelGroup, ...]:
+        """Channels that stand or fall together."""
+        return self.analysis.groups
+
+    @property
+    def frozen(self) -> tuple[Frozen, ...]:
+        """Output channels that stay, and why."""
+        return self.analysis.frozen
+
+    @property
+    def group_graph(self) -> nx.DiGraph:
+        """Which group feeds which."""
+        return self.analysis.group_graph
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know."""
+        return self.analysis.notes
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Time of capture, analysis and trials."""
+        return self.tracing.seconds
+
+    def __str__(self) -> str:
+        return trace_text(self)
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """A compact model and the evidence for it."""
+
+    model: nn.Module
+    plan: Plan
+    trace: Trace
+    keep: Keep
+    flops_before: float
+    flops_after: float
+    params_before: float
+    params_after: float
+    verification: Verification
+    one_channel_flops: float
+    """The largest cost of one more channel (or block, with `round_to`): how far below a target one may land."""
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def _network(model: nn.Module) -> tuple[nn.Module, str]:
+    """The module that computes, and its path in what the user handed over (a YOLO object holds one)."""
+    adapter = adapter_for(model)
+    path = adapter.network_path(model) if adapter else ""
+    return (model.get_submodule(path) if path else model), path
+
+
+def _examples(model: nn.Module, given: Any) -> tuple[Example, Example | None]:
+    adapter = adapter_for(model)
+    if given is not None:
+        return as_example(given), None
+    return example_for(model), adapter.train_example(model) if adapter else None
+
+
+def trace(
+    model: nn.Module,
+    example_inputs: Any = None,
+    *,
+    ignore: tracing.Ignore = (),
+    groups: str | Path | None = None,
+    progress: Progress = quiet,
+) -> Trace:
+    """Find which channels of a model stand or fall together, and what they cost. The model is left as it was.
+
+    Args:
+        model: any module that runs; a family that effp_fx knows needs no example inputs.
+        example_inputs: what `model(...)` takes: a tensor, a tuple of arguments, a dict of keywords.
+        ignore: modules, their names, or globs over names, whose own channels stay.
+        groups: a file that `effp-fx trace MODEL --emit FILE` wrote, as the user edited it.
+        progress: called with a line before each long step.
+
+    Raises:
+        CaptureError, InputError, NameNotFoundError, GroupFileError.
+    """
+    network, _ = _network(model)
+    example, train_example = _examples(network, example_inputs)
+    found = tracing.trace(network, example, train_example=train_example, ignore=ignore, progress=progress)
+    if groups is not None:
+        try:
+            text = Path(groups).read_text(encoding="utf-8")
+        except OSError as error:
+            raise GroupFileError("the groups file cannot be read", where=str(groups), seen=str(error)) from error
+        found.apply_rules(group_file.parse(text, found.analysis, name=str(groups)))
+        found.settle(progress)
+    return _summed(network, found)
+
+
+def _summed(network: nn.Module, found: tracing.Tracing) -> Trace:
+    flops, params = cost.flops(found.analysis), cost.params(found.analysis)
+    least = np.zeros(found.analysis.channels, dtype=np.bool_)
+    for group in found.analysis.groups:
+        least[group.start : group.start + max(group.min_kept, 1)] = True
+    share = 1 - float(flops(least)) / flops.dense if flops.dense else 0.0
+    return Trace(type(network).__name__, found, flops.dense, params.dense, share)
+
+
+def prune(
+    model: nn.Module,
+    example_inputs: Any = None,
+    *,
+    target_flops: float | None = None,
+    target_params: float | None = None,
+    importance: str | Importance | Any = "gamma",
+    round_to: int = 1,
+    ignore: tracing.Ignore = (),
+    groups: str | Path | None = None,
+    calibration: Iterable[Any] | None = None,
+    inplace: bool = False,
+    progress: Progress = quiet,
+) -> nn.Module:
+    """Return a compact model of the same class that computes what the masked one does, with the targets met from above.
+
+    No data is used but for `calibration`: the accuracy that the cut costs has to be won back by training.
+
+    Args:
+        model: the dense model; untouched unless `inplace`.
+        example_inputs: what `model(...)` takes; None: the family's own, or inferred.
+        target_flops: what is kept: up to 1 a share, above 1 a count (2 FLOPs a multiply-accumulate). 0.5 if neither
+            target is given.
+        target_params: the same for parameters.
+        importance: `"gamma"`, `"l1"`, `"l2"`, `"random"`, a function, or any `torch_pruning` importance object.
+        round_to: channel counts become multiples of this, where a group is large enough.
+        ignore: modules, names or globs whose own channels stay.
+        groups: an edited groups file.
+        calibration: batches on which the batch norms are re-estimated after the cut.
+        inplace: change `model` itself.
+        progress: called with a line before each long step.
+
+    Raises:
+        TargetError, UnreachableTargetError: a target makes no sense, or frozen channels stand in its way.
+        VerificationError: masked and compact model differ; nothing is returned, nothing is changed.
+        CaptureError, InputError, NameNotFoundError, GroupFileError.
+    """
+    return prune_reported(
+        model,
+        example_inputs,
+        target_flops=target_flops,
+        target_params=target_params,
+        importance=importance,
+        round_to=round_to,
+        ignore=ignore,
+        groups=groups,
+        calibration=calibration,
+        inplace=inplace,
+        progress=progress,
+    ).model
+
+
+def prune_reported(
+    model: nn.Module,
+    example_inputs: Any = None,
+    *,
+    target_flops: float | None = None,
+    target_params: float | None = None,
+    importance: str | Importance | Any = "gamma",
+    round_to: int = 1,
+    ignore: tracing.Ignore = (),
+    groups: str | Path | None = None,
+    calibration: Iterable[Any] | None = None,
+    inplace: bool = False,
+    progress: Progress = quiet,
+) -> PruneResult:
+    """`prune`, with the plan, the costs and the verification beside the model."""
+    targets = {"flops": target_flops, "params": target_params}
+    if target_flops is None and target_params is None:
+        targets["flops"] = 0.5
+    _check_early(targets, round_to)
+    found = trace(model, example_inputs, ignore=ignore, groups=groups, progress=progress)
+    network, path = _network(model)
+    result = _plan_and_verify(network, found, targets, importance, round_to, progress)
+    if inplace:
+        result = replace(result, model=binding.apply(network, result.plan, inplace=True))
+    if calibration is not None:
+        progress("re-estimate batch norms")
+        recalibrate(result.model, calibration)
+    return replace(result, model=_rewrapped(model, path, result.model, inplace)) if path else result
+
+
+def _rewrapped(model: nn.Module, path: str, small: nn.Module, inplace: bool) -> nn.Module:
+    """Put the compact network back into what the user handed over, or into a copy of it."""
+    if inplace:
+        return model
+    return binding.copy_around(model, model.get_submodule(path), small)
+
+
+def _check_early(targets: Mapping[str, float | None], round_to: int) -> None:
+    """Refuse what cannot be right before anything slow is done."""
+    for name, value in targets.items():
+        if value is not None:
+            budget.resolve_target(value, float("inf") if isinstance(value, int | float) and value > 1 else 1.0, name)
+    if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
+        raise TargetError("round_to must be a whole number of channels", seen=repr(round_to), expected="1, 8, 16, 32, ...")
+
+
+def _plan_and_verify(
+    network: nn.Module,
+    found: Trace,
+    targets: Mapping[str, float | None],
+    score_by: str | Importance | Any,
+    round_to: int,
+    progress: Progress,
+) -> PruneResult:
+    seconds = dict(found.seconds)
+    last: Verification | None = None
+    for _ in range(_ATTEMPTS):
+        begin = time.perf_counter()
+        progress("choose channels")
+        keep, costs = _choose(network, found.analysis, targets, score_by, round_to)
+        planned = time.perf_counter()
+        progress("lower")
+        plan = from_keep(found.analysis, keep, found.tracing.attributes(keep))
+        small = binding.apply(network, plan)
+        lowered = time.perf_counter()
+        masked = masking.masked_copy(network, found.analysis, keep)
+        work = found.tracing
+        modes = tuple("train" if part.capture.train else "eval" for part in found.analysis.graphs)
+        last = compare(masked, small, work.example, train_example=work.train_example, modes=modes, progress=progress)
+        seconds |= {"plan": planned - begin, "lowering": lowered - planned, "verify": time.perf_counter() - lowered}
+        if last.equal:
+            after = {name: float(one(keep)) for name, one in costs.items()}
+            step = float(costs["flops"].marginal(keep).max(initial=0.0)) * round_to
+            return PruneResult(
+                small, plan, found, keep, costs["flops"].dense, after["flops"], costs["params"].dense, after["params"], last, step, seconds
+            )
+        progress("the compact model differs: look for the cause")
+        if not diagnose.learn(work, masked, keep):
+            break
+        found = _summed(network, work)
+    raise VerificationError(
+        "masked and compact model differ, so no model is returned",
+        seen=str(last),
+        mend="name the part that resists in ignore=, and report the model",
+    )
+
+
+def _choose(
+    network: nn.Module, analysis: Analysis, targets: Mapping[str, float | None], score_by: Any, round_to: int
+) -> tuple[Keep, dict[str, cost.Cost]]:
+    costs = {"flops": cost.flops(analysis), "params": cost.params(analysis)}
+    wanted = {
+        name: budget.resolve_target(value, costs[name].dense, f"target_{name}") for name, value in targets.items() if value is not None
+    }
+    scores = importance.score(analysis, network, score_by)
+    return budget.search(analysis, scores, {name: costs[name] for name in wanted}, wanted, round_to=round_to), costs
+
+
+def verify(masked: nn.Module, compact: nn.Module, example_inputs: Any = None) -> Verification:
+    """Compare two models on the same inputs: `.equal`, `.max_relative_error`, `.checks`. Both are left as they were."""
+    example, train_example = _examples(masked, example_inputs)
+    return compare(masked, compact, example, train_example=train_example)
+
+
+__all__ = ["ATTRIBUTE", "PruneResult", "Trace", "prune", "prune_reported", "trace", "verify"]
