@@ -253,7 +253,9 @@ def _check_early(targets: Mapping[str, float | None], round_to: int) -> None:
         if value is not None:
             budget.resolve_target(value, float("inf") if isinstance(value, int | float) and value > 1 else 1.0, name)
     if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
-        raise TargetError("round_to must be a whole number of channels", seen=repr(round_to), expected="1, 8, 16, 32, ...")
+        raise TargetError(
+            "round_to must be a whole number of channels", seen=repr(round_to), expected="1, 8, 16, 32, ..."
+        )
 
 
 def _plan_and_verify(
@@ -284,7 +286,17 @@ def _plan_and_verify(
             after = {name: float(one(keep)) for name, one in costs.items()}
             step = float(costs["flops"].marginal(keep).max(initial=0.0)) * round_to
             return PruneResult(
-                small, plan, found, keep, costs["flops"].dense, after["flops"], costs["params"].dense, after["params"], last, step, seconds
+                small,
+                plan,
+                found,
+                keep,
+                costs["flops"].dense,
+                after["flops"],
+                costs["params"].dense,
+                after["params"],
+                last,
+                step,
+                seconds,
             )
         progress("the compact model differs: look for the cause")
         if not diagnose.learn(work, masked, keep):
@@ -302,7 +314,9 @@ def _choose(
 ) -> tuple[Keep, dict[str, cost.Cost]]:
     costs = {"flops": cost.flops(analysis), "params": cost.params(analysis)}
     wanted = {
-        name: budget.resolve_target(value, costs[name].dense, f"target_{name}") for name, value in targets.items() if value is not None
+        name: budget.resolve_target(value, costs[name].dense, f"target_{name}")
+        for name, value in targets.items()
+        if value is not None
     }
     scores = importance.score(analysis, network, score_by)
     return budget.search(analysis, scores, {name: costs[name] for name in wanted}, wanted, round_to=round_to), costs

@@ -16,7 +16,13 @@ from effp_fx.plan import ATTRIBUTE, Plan, plan_of
 Shapes = Mapping[str, tuple[int, ...]]
 Attributes = dict[str, dict[str, Any]]
 
-_WEIGHTS = ("weight", "parametrizations.weight.original", "parametrizations.weight.original1", "weight_v", "weight_orig")
+_WEIGHTS = (
+    "weight",
+    "parametrizations.weight.original",
+    "parametrizations.weight.original1",
+    "weight_v",
+    "weight_orig",
+)
 _NORMS = ("weight", "running_mean", "bias")
 
 
@@ -126,7 +132,9 @@ def sliced_copy(model: nn.Module, plan: Plan) -> nn.Module:
         return copy.deepcopy(model, memo)
     except Exception as error:  # deepcopy runs the user's own __deepcopy__: anything can come out
         raise CaptureError(
-            f"{type(model).__name__} cannot be copied", seen=f"{type(error).__name__}: {error}", mend="prune with inplace=True"
+            f"{type(model).__name__} cannot be copied",
+            seen=f"{type(error).__name__}: {error}",
+            mend="prune with inplace=True",
         ) from error
 
 
@@ -146,7 +154,9 @@ def _like(old: Tensor, new: Tensor) -> Tensor:
 
 
 def _sliced(tensor: Tensor, keep: Mapping[int, tuple[int, ...]]) -> Tensor:
-    channels_last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
+    channels_last = (
+        tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
+    )
     for dim, indices in keep.items():
         tensor = tensor.index_select(dim, torch.tensor(indices, device=tensor.device))
     return tensor.contiguous(memory_format=torch.channels_last) if channels_last else tensor.contiguous()

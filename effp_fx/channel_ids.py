@@ -60,6 +60,13 @@ class ChannelIds:
         self.owners.append(owner)
         return owner
 
+    def named(self, ids: Ids) -> npt.NDArray[np.bool_]:
+        """For each id whether it is an index of a weight; the others were made for tensors of a written size."""
+        starts = [owner.start for owner in self.owners]
+        position = np.searchsorted(starts, ids, side="right") - 1
+        weights = np.array([bool(owner.tensor) for owner in self.owners])
+        return (ids > 0) & weights[position]
+
     def unite(self, left: Ids, right: Ids) -> None:
         """`left[i]` and `right[i]` stand or fall together, for all i."""
         if len(left) != len(right):

@@ -52,7 +52,9 @@ class _Digests:
             return value
         for dim, channels in dims[output].items():
             if value.shape[dim] == len(channels):
-                value = value.index_select(dim, torch.from_numpy(np.flatnonzero(kept_flags(channels, self.keep))).to(value.device))
+                value = value.index_select(
+                    dim, torch.from_numpy(np.flatnonzero(kept_flags(channels, self.keep))).to(value.device)
+                )
         return value
 
 
@@ -71,7 +73,9 @@ def learn(work: Tracing, masked: nn.Module, keep: Keep) -> bool:
         if not len(channels):
             continue
         text = "its value changes when channels go, for a reason that the graph does not show"
-        work.freeze(channels, Reason(text, graph.op_name(node), node.meta.get("module", ""), node.meta.get("source", "")))
+        work.freeze(
+            channels, Reason(text, graph.op_name(node), node.meta.get("module", ""), node.meta.get("source", ""))
+        )
         work.settle(lambda _: None)
         return True
     return False

@@ -29,7 +29,11 @@ def recalibrate(model: nn.Module, batches: Iterable[Any]) -> int:
     Raises:
         InputError: there is no batch.
     """
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats]
+    norms = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
+    ]
     modes = {module: module.training for module in model.modules()}
     momenta = [norm.momentum for norm in norms]
     read = 0

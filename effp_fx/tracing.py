@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import nn
 
-from effp_fx import grouping, trial
+from effp_fx import grouping, size_rules, trial
 from effp_fx.capture import Capture, capture, named_tensors
 from effp_fx.channel_ids import Reason
 from effp_fx.errors import CaptureError, NameNotFoundError
@@ -53,7 +53,9 @@ class Tracing:
         """Pin, tie and bound groups as a group file says."""
         for name in rules.pins:
             group = self.analysis.group(name)
-            self.work.ids.freeze(self._ids_of(np.arange(group.start, group.stop)), Reason("pinned by the group file", module=name))
+            self.work.ids.freeze(
+                self._ids_of(np.arange(group.start, group.stop)), Reason("pinned by the group file", module=name)
+            )
         for one, two in rules.ties:
             left, right = self.analysis.group(one), self.analysis.group(two)
             self.work.ids.unite(self._first_ids(left.start, left.stop), self._first_ids(right.start, right.stop))
@@ -83,7 +85,7 @@ class Tracing:
             mismatch = trial.run(self.model, self.analysis, part, example, self.rules, keep)
             if mismatch is None:
                 continue
-            rules = trial.explain(self.model, self.analysis, part, example, self.rules, keep, mismatch)
+            rules = size_rules.explain(self.model, self.analysis, part, example, self.rules, keep, mismatch)
             if rules:
                 self.rules += rules
             elif len(mismatch.channels):
@@ -112,7 +114,8 @@ class Tracing:
                 moved.update({int(one): int(two) for one, two in zip(channels, now, strict=True) if one >= 0})
         table = np.array([moved.get(index, -1) for index in range(old.channels)] + [-1])
         self.rules = [
-            trial.SizeRule(rule.module, rule.attribute, rule.index, rule.old, table[rule.channels]) for rule in self.rules
+            trial.SizeRule(rule.module, rule.attribute, rule.index, rule.old, table[rule.channels])
+            for rule in self.rules
         ]
 
     def _ids_of(self, channels: np.ndarray) -> np.ndarray:
@@ -222,5 +225,3 @@ def _freeze_ignored(work: Interpretation, names: set[str]) -> None:
         for owner in work.owners.get(name, []):
             ids = np.arange(owner.start, owner.stop)
             work.ids.freeze(ids[~consumed[ids]], Reason("ignored at the user's wish", module=name))
-
-

@@ -124,7 +124,9 @@ class _Choices:
 def _is_choice(name: str, outputs: list[Tensor], inputs: list[Tensor]) -> bool:
     if name in _ROUNDS:
         return True
-    return any(value.is_floating_point() for value in inputs) and any(not value.is_floating_point() for value in outputs)
+    return any(value.is_floating_point() for value in inputs) and any(
+        not value.is_floating_point() for value in outputs
+    )
 
 
 def difference(one: Tensor, two: Tensor) -> tuple[float, float]:
@@ -178,7 +180,9 @@ def verify(
 
 def _compare_mode(masked: nn.Module, compact: nn.Module, example: Example, mode: str) -> list[Check]:
     exact = _reference(masked, example, torch.float64, mode, _Choices())
-    single = _reference(masked, example, torch.float32, mode, exact[1].follow() if exact[0].error is None else _Choices())
+    single = _reference(
+        masked, example, torch.float32, mode, exact[1].follow() if exact[0].error is None else _Choices()
+    )
     comparable = single[0].error is None and exact[0].error is None
     if single[0].error is not None:  # rounding alone took another path: compare in float32 without a float64 twin
         single = _reference(masked, example, torch.float32, mode, _Choices())
@@ -198,20 +202,29 @@ def _compare_mode(masked: nn.Module, compact: nn.Module, example: Example, mode:
     return checks
 
 
-def _reference(model: nn.Module, example: Example, dtype: torch.dtype, mode: str, choices: _Choices) -> tuple[Recording, _Choices]:
+def _reference(
+    model: nn.Module, example: Example, dtype: torch.dtype, mode: str, choices: _Choices
+) -> tuple[Recording, _Choices]:
     twin = copy.deepcopy(model).to(dtype)
     recording = replay(twin, copy.deepcopy(to_dtype(example, dtype)), choices.watch, train=mode == "train")
     return recording, choices
 
 
 def _check(
-    compact: nn.Module, example: Example, dtype: torch.dtype, mode: str, reference: tuple[Recording, _Choices], tolerance: float
+    compact: nn.Module,
+    example: Example,
+    dtype: torch.dtype,
+    mode: str,
+    reference: tuple[Recording, _Choices],
+    tolerance: float,
 ) -> Check:
     recording, choices = _reference(compact, example, dtype, mode, reference[1].follow())
     name = str(dtype).removeprefix("torch.")
     if recording.error is not None:
         failed = OutputError("(the compact model failed)", (), float("inf"), float("inf"))
-        return Check(mode, name, tolerance, (failed,), note=f"{type(recording.error).__name__}: {str(recording.error)[:200]}")
+        return Check(
+            mode, name, tolerance, (failed,), note=f"{type(recording.error).__name__}: {str(recording.error)[:200]}"
+        )
     outputs = _outputs(reference[0], recording)
     if choices.position and dtype == torch.float64:
         outputs.append(OutputError("(what was chosen among)", (), choices.worst, choices.worst))

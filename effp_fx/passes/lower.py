@@ -37,10 +37,15 @@ class Lower(Pass):
 
     def _resize(self, part: Graph, node: fx.Node, table: dict[fx.Node, fx.Node]) -> int:
         row = ops.find(node)
-        touched = any(self._shape(part, item, 0) != _dense(item, 0) for item in (node, *node.all_input_nodes) if item in part.dims)
+        touched = any(
+            self._shape(part, item, 0) != _dense(item, 0) for item in (node, *node.all_input_nodes) if item in part.dims
+        )
         if row is None or row.sizes is None or not (touched or self._parts_change(part, node)):
             return 0
-        shadows = {item: [Shadow(value.shape if value else ()) for value in graph.infos(item)] for item in (node, *node.all_input_nodes)}
+        shadows = {
+            item: [Shadow(value.shape if value else ()) for value in graph.infos(item)]
+            for item in (node, *node.all_input_nodes)
+        }
         kept = ops.Kept(
             Call(node, shadows),
             lambda item, output: self._shape(part, item, output),
