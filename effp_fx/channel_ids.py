@@ -49,6 +49,8 @@ class ChannelIds:
         self._left: list[Ids] = []
         self._right: list[Ids] = []
         self._frozen: list[tuple[Ids, Reason]] = []
+        self._starts: Ids = np.zeros(0, dtype=np.int64)
+        self._weights: npt.NDArray[np.bool_] = np.zeros(0, dtype=np.bool_)
 
     def __len__(self) -> int:
         return self._count
@@ -62,10 +64,11 @@ class ChannelIds:
 
     def named(self, ids: Ids) -> npt.NDArray[np.bool_]:
         """For each id whether it is an index of a weight; the others were made for tensors of a written size."""
-        starts = [owner.start for owner in self.owners]
-        position = np.searchsorted(starts, ids, side="right") - 1
-        weights = np.array([bool(owner.tensor) for owner in self.owners])
-        return (ids > 0) & weights[position]
+        if len(self._starts) != len(self.owners):
+            self._starts = np.array([owner.start for owner in self.owners], dtype=np.int64)
+            self._weights = np.array([bool(owner.tensor) for owner in self.owners], dtype=np.bool_)
+        position = np.searchsorted(self._starts, ids, side="right") - 1
+        return (ids > 0) & self._weights[position]
 
     def unite(self, left: Ids, right: Ids) -> None:
         """`left[i]` and `right[i]` stand or fall together, for all i."""
@@ -122,4 +125,5 @@ class ChannelIds:
         mask[0] = True
         for ids, _ in self._frozen:
             mask[roots[ids]] = True
-        return mask[roots]
+        frozen: npt.NDArray[np.bool_] = mask[roots]
+        return frozen

@@ -157,6 +157,23 @@ class Context:
         line = rows[:, 0].abs() * torch.where((rows < 0).any(1), -1, 1)
         return torch.where(partial, 0, line).to(torch.int32)
 
+    def collapse(self, call: Call, facet: Tensor, dims: Sequence[int]) -> Tensor:
+        """The facet with `dims` cut to size 1: what lies along them goes together, or stays where a part of it does."""
+        small = crop(facet)
+        rest = [dim for dim in range(facet.dim()) if dim not in dims]
+        rows = small.permute(*rest, *dims).reshape(*(small.shape[dim] for dim in rest), -1)
+        first = rows[..., :1].expand(rows.shape).contiguous()
+        united = self.match(call, first, rows.contiguous(), "meets elements that belong to no channel")
+        partial = (rows == 0).any(-1) & (rows != 0).any(-1)
+        if bool(partial.any()):
+            self.freeze(call, rows[partial], "only a part of what meets here belongs to a channel")
+        line = torch.where((rows < 0).any(-1), -united[..., 0], united[..., 0])
+        line = torch.where(partial, 0, line).to(torch.int32)
+        for dim in sorted(dims):
+            line = line.unsqueeze(dim)
+        shape = [1 if dim in dims else size for dim, size in enumerate(facet.shape)]
+        return line.expand(shape)
+
     def read(self, call: Call, vector: Tensor, *, text: str = "not zero while masked, and this op would see the value") -> Tensor:
         """The channels a consumer reads: those whose value is not zero while masked are frozen and dropped."""
         leaking = vector < 0

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from effp_fx.ops.context import Call, Context, Facets, signed
-from effp_fx.ops.shadow import Shadow, crop, is_empty, leaky, varying
+from effp_fx.ops.shadow import Shadow, absolute, crop, is_empty, leaky, varying
 from effp_fx.ops.table import add
 
 KEEPS_ZERO = (
@@ -21,7 +21,7 @@ KEEPS_ZERO = (
 )
 MOVES_ZERO = (
     "sigmoid exp exp2 cos cosh acos softplus hardsigmoid log_sigmoid logical_not bitwise_not erfc "
-    "isnan isinf isfinite ones_like full_like rand_like randn_like empty_like randint_like bernoulli uniform normal fill "
+    "isnan isinf isfinite ones_like full_like rand_like randn_like empty_like randint_like bernoulli uniform normal "
     "exponential threshold"
 )
 UNDEFINED_AT_ZERO = "log log2 log10 acosh rsqrt reciprocal logit lgamma digamma"
@@ -243,9 +243,16 @@ def gated(context: Context, call: Call) -> Facets:
 
 
 def written(context: Context, call: Call) -> Facets:
-    """copy_: the target takes the source's channels."""
-    source = call.shadow(call["src"])
-    return combine(context, call, [source, Shadow((), ())], call.out.shape, "mul")
+    """copy_: the target takes the source's channels, and what it held along them goes with them."""
+    source, target = call.shadow(call["src"]), call.shadow(call["self"])
+    held = Shadow(target.shape, tuple(leaky(facet) for facet in target.facets))
+    return combine(context, call, [source, held], call.out.shape, "mul")
+
+
+def filled_whole(context: Context, call: Call) -> Facets:
+    """fill_: the tensor keeps its channels; it is zero where it is filled with 0."""
+    zero = isinstance(call["value"], (int, float)) and call["value"] == 0
+    return [absolute(facet) if zero else leaky(facet) for facet in call.shadow(call["self"]).facets]
 
 
 add(KEEPS_ZERO, "pass", _unary(1))
@@ -265,3 +272,4 @@ add("prelu _prelu_kernel", "carry", prelu)
 add("addcmul", "tie", add_product)
 add("glu", "tie", gated)
 add("copy", "tie", written)
+add("fill", "pass", filled_whole)

@@ -51,7 +51,61 @@ def sliced(context: Context, call: Call) -> Facets:
         for facet in _facets(call):
             if dim in varying(facet):
                 context.freeze(call, facet, "every n-th channel is taken")
+    dim, start = call["dim"] % len(call.out.shape), call["start"] or 0
+    if call.out.shape[dim] == 1:
+        hold_place(context, call, start)
+    elif start:
+        _remember(context, [[facet.narrow(dim, 0, start % facet.shape[dim])] for facet in _facets(call)])
     return cut(context, call)
+
+
+def picked(context: Context, call: Call) -> Facets:
+    """Runs the op on the ids; the one index that is taken stays, and what is counted on the way to it."""
+    hold_place(context, call, call["index"])
+    return cut(context, call)
+
+
+def hold_place(context: Context, call: Call, index: int) -> None:
+    """See that an index still names the same element: freeze the channels up to it, or down to it from the end."""
+    for facet in _facets(call):
+        dim = call["dim"] % facet.dim()
+        along = varying(facet)
+        if dim in along and len(along) > 1:
+            context.collapse(call, facet, [dim])  # one of several parts alike (query, key, value): they stay in step
+        elif dim in along:
+            counted = facet.narrow(dim, 0, index + 1) if index >= 0 else facet.narrow(dim, facet.shape[dim] + index, -index)
+            context.freeze(call, counted, "is counted on the way to a channel that is taken by its number")
+
+
+def rolled(context: Context, call: Call) -> Facets:
+    """Runs the op on the ids; channels that are rolled stay, because fewer of them would roll elsewhere."""
+    rank = len(call.out.shape)
+    shifts, dims = (list(value) if isinstance(value, (list, tuple)) else [value] for value in (call["shifts"], call["dims"]))
+    places = list(zip(shifts, dims, strict=True)) if dims else [(1, dim) for dim in range(rank)]
+    for facet in _facets(call):
+        if any(dim % rank in varying(facet) and shift % call.out.shape[dim] for shift, dim in places):
+            context.freeze(call, facet, "is rolled along the channels")
+    return _run(call)
+
+
+def shuffled(context: Context, call: Call) -> Facets:
+    """Runs the op on the ids: the same position of every group goes."""
+    groups = int(call["groups"])
+    for facet in _facets(call):
+        if 1 in varying(facet):
+            first, *others = facet.split(facet.shape[1] // groups, 1)
+            for other in others:
+                context.match(call, first, other, "another group has no channel at this position")
+    return _run(call)
+
+
+def squeezed(context: Context, call: Call) -> Facets:
+    """Runs the op on the ids; where no dimension is named, two channels stay, or the last would be squeezed away."""
+    if "dim" not in call.arguments:
+        for facet in _facets(call):
+            for dim in varying(facet):
+                context.freeze(call, facet.narrow(dim, 0, 2), "a single channel that is left would be squeezed away")
+    return _run(call)
 
 
 def _run(call: Call) -> Facets:
@@ -123,6 +177,8 @@ def joined(context: Context, call: Call) -> Facets:
     for layer in itertools.zip_longest(*(_ordered(shadow.facets, dim) for shadow in shadows)):
         along = {other for facet in layer if facet is not None for other in varying(facet)} - {dim}
         small = [1 if other not in along else shape[other] for other in range(len(shape))]
+        if _passing_through(context, call, layer):
+            continue
         pieces = []
         for shadow, facet in zip(shadows, layer, strict=True):
             size = [*small]
@@ -131,6 +187,18 @@ def joined(context: Context, call: Call) -> Facets:
             pieces.append((zero if facet is None else crop(facet, (*along, dim))).expand(size))
         results.append(compress(torch.cat(pieces, dim)).expand(shape))
     return [facet for facet in results if not is_empty(facet)]
+
+
+def _passing_through(context: Context, call: Call, layer: tuple[Tensor | None, ...]) -> bool:
+    """Whether a layer of facets holds created ids only and some tensors have none: those stay, and say nothing of the
+    channels they would lie beside."""
+    if None not in layer:
+        return False
+    held = [facet for facet in layer if facet is not None]
+    if any(context.ids.named(flat(facet)).any() for facet in held):
+        return False
+    context.freeze(call, held, "is joined to a tensor of a size written in Python")
+    return True
 
 
 def _ordered(facets: tuple[Tensor, ...], dim: int) -> list[Tensor]:
@@ -175,11 +243,13 @@ def unfolded(context: Context, call: Call) -> Facets:
 add("view reshape _unsafe_view _reshape_alias view_as reshape_as flatten ravel", "move", reshaped)
 add("view reshape _unsafe_view", "move", reshaped, sizes=view_sizes)
 add("unflatten", "move", reshaped, sizes=unflatten_sizes)
-add("permute transpose t numpy_T mT moveaxis movedim swapaxes swapdims flip roll unsqueeze adjoint", "move", rearranged)
-add("squeeze", "move", rearranged, sizes=squeeze_sizes)
-add("pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle rot90", "move", rearranged)
+add("permute transpose t numpy_T mT moveaxis movedim swapaxes swapdims flip unsqueeze adjoint", "move", rearranged)
+add("roll", "move", rolled)
+add("squeeze", "move", squeezed, sizes=squeeze_sizes)
+add("pixel_shuffle pixel_unshuffle rot90", "move", rearranged)
+add("channel_shuffle native_channel_shuffle", "move", shuffled)
 add("slice", "move", sliced, sizes=slice_sizes)
-add("select", "move", cut, sizes=select_sizes)
+add("select", "move", picked, sizes=select_sizes)
 add("narrow", "move", cut, sizes=narrow_sizes)
 add("diagonal unfold", "move", cut)
 add("split chunk tensor_split unsafe_split unsafe_chunk split_with_sizes hsplit vsplit dsplit", "move", divided, sizes=split_sizes)

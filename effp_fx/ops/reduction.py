@@ -28,8 +28,11 @@ def _reduce(context: Context, call: Call, sign: int, sums: bool) -> Facets:
     over, keep = _dims(call, len(source.shape))
     passing = []
     for facet in source.facets:
-        if not any(dim in over for dim in varying(facet)):
-            small = facet
+        along = varying(facet)
+        met = [dim for dim in along if dim in over]
+        if len(met) < len(along) or not met:
+            # Channels that also lie along a dimension that is left meet in it: the branches of a stack that is summed.
+            small = context.collapse(call, facet, met) if met else facet
             for dim in sorted(over, reverse=True):
                 small = small.narrow(dim, 0, 1) if keep else small.select(dim, 0)
             passing.append(signed(small, sign).expand(call.out.shape))
