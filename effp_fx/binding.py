@@ -112,7 +112,7 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
 
 
 def set_attributes(model: nn.Module, attributes: Mapping[str, Mapping[str, Any]]) -> None:
-    """Rebind sizes, module path -> attribute -> value; a stand-in like `sizes[2]` rebinds one entry of a tuple or list."""
+    """Rebind sizes: module path -> attribute -> value; a tuple stays a tuple, a list a list."""
     modules = dict(model.named_modules(remove_duplicate=False))
     for path, values in attributes.items():
         for name, value in values.items():

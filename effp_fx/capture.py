@@ -1,8 +1,8 @@
 """Records what a model computes on example inputs as one FX graph of ATen ops; the only file that traces.
 
 The ops are seen before autograd and before composite ops are taken apart (`conv2d`, `linear`, `batch_norm`, `cat`), by
-a dispatch mode of our own at the pre-dispatch key. That is the level at which `make_fx(pre_dispatch=True)` records; ours
-keeps the module and the source line of every op, and writes the graph as the model runs.
+a dispatch mode of our own at the pre-dispatch key. That is the level at which `make_fx(pre_dispatch=True)` records;
+ours keeps the module and the source line of every op, and writes the graph as the model runs.
 """
 
 from __future__ import annotations

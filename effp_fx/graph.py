@@ -1,4 +1,4 @@
-"""A read-only view over a captured graph: shapes, source of each op, and a text form that is the same on every machine."""
+"""A read-only view over a captured graph: shapes, the source of each op, and a text that is the same everywhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the analysis of a model found: channels, groups, frozen parts, and the products that costs are made of. Data only."""
+"""What the analysis of a model found: channels, groups, frozen parts, the products that costs are made of; data only."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Slice:
     tensor: str
     dim: int
     role: str
-    """`out` (hands the channel out), `in` (reads it), `carry` (follows it: bias, gamma, beta), `stat` (running statistics)."""
+    """`out` (hands the channel out), `in` (reads it), `carry` (follows it: bias, gamma, beta), `stat` (statistics)."""
     per_channel: int
     """Rows of the dimension that belong to one channel."""
 

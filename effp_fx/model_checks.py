@@ -10,7 +10,6 @@ from torch.nn.parameter import is_lazy
 
 from effp_fx.errors import CaptureError
 
-
 _KINDS: tuple[tuple[str, str, str], ...] = (
     ("scripted", "a scripted module", "hand over the eager module it was scripted from"),
     ("quantised", "a quantised module", "prune the float model first, quantise after that"),

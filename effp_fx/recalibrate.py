@@ -1,4 +1,4 @@
-"""Re-estimates the statistics of batch norms on a few batches: what a network that was cut needs before it is judged."""
+"""Re-estimates the statistics of batch norms on a few batches, which a network that was cut needs to be judged."""
 
 from __future__ import annotations
 

@@ -37,8 +37,8 @@ class Attempt:
 
 
 Watch = Callable[[fx.Node, list[Tensor], list[Tensor]], list[Tensor] | None]
-"""Called after each op with its node, results and inputs. What it returns takes the place of the results; what it raises
-ends the run."""
+"""Called after each op with its node, results and inputs. What it returns takes the place of the results; what it
+raises ends the run."""
 
 
 @dataclass
@@ -79,12 +79,12 @@ def user_line() -> str:
 class Recorder(SchemaCheckMode):
     """Writes a node for every op that returns or changes a tensor.
 
-    Torch keeps three slots at the pre-dispatch key and admits only its own three modes to them. We take the place of the
-    schema checker, the one that nothing else uses, and none of its behaviour.
+    Torch keeps three slots at the pre-dispatch key and admits only its own three modes to them. We take the place of
+    the schema checker, the one that nothing else uses, and none of its behaviour.
     """
 
     def __init__(self, named: dict[str, Tensor], inputs: list[Tensor], site: Site, watch: Watch | None = None) -> None:
-        TorchDispatchMode.__init__(self, torch._C.DispatchKey.PreDispatch)  # type: ignore[no-untyped-call]  # not torch's typed API
+        TorchDispatchMode.__init__(self, torch._C.DispatchKey.PreDispatch)  # no slot of torch's own
         self.graph = fx.Graph()
         self.site = site
         self.watch = watch
@@ -167,7 +167,7 @@ class Recorder(SchemaCheckMode):
         return node
 
     def _fresh(self, func: Any, args: Any, kwargs: Any) -> Tensor:
-        """A literal (`torch.tensor([1, 2])`): a clone of a constant, so that writing to it leaves the constant alone."""
+        """A literal, `torch.tensor([1, 2])`: a clone of a constant, so that writing to it leaves the constant alone."""
         output: Tensor = func(*args, **kwargs)
         name = f"_constant_{len(self.constants)}"
         self.constants[name] = output.detach().clone()
@@ -194,7 +194,8 @@ class Recorder(SchemaCheckMode):
         if output is None:
             node.meta["val"], node.meta["storage"] = None, None
             return
-        values, numbers = [], []
+        values: list[TensorInfo | None] = []
+        numbers: list[int | None] = []
         for index, item in enumerate(output):
             if not isinstance(item, Tensor):
                 values.append(None)

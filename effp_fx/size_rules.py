@@ -1,9 +1,8 @@
-"""The sizes that modules hold as attributes: which ones explain a trial that went wrong, and what a plan makes of them."""
+"""The sizes that modules hold as attributes: which ones explain a trial that went wrong, and where else they stand."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch.utils._pytree as pytree
 from torch import fx, nn

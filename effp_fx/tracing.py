@@ -1,4 +1,4 @@
-"""From a model and its inputs to a verified analysis: capture both modes, interpret, number, try out, freeze, repeat."""
+"""From a model and its inputs to an analysis that was tried out: capture, interpret, number, try, freeze, repeat."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import nn
 
-from effp_fx import grouping, size_rules, trial
+from effp_fx import binding, grouping, size_rules, trial
 from effp_fx.capture import Capture, capture, named_tensors
 from effp_fx.channel_ids import Reason
 from effp_fx.errors import CaptureError, NameNotFoundError
@@ -39,7 +39,7 @@ class Tracing:
     seconds: dict[str, float] = field(default_factory=dict)
     trials: int = 0
 
-    def attributes(self, keep: Keep) -> dict[str, dict[str, object]]:
+    def attributes(self, keep: Keep) -> binding.Attributes:
         """What has to be rebound for a plan."""
         return trial.attributes_for(self.model, self.analysis, self.rules, keep)
 

@@ -1,8 +1,8 @@
-"""Finds sizes that are written in Python: lowers a trial copy, runs it, compares every op with what the analysis expects.
+"""Finds sizes that are written in Python: lowers a trial copy, runs it, compares every op with what was expected.
 
 The graph cannot tell whether `split((64, 64, 128))` was computed or typed in. Where the trial differs from what was
-expected, an integer attribute of a module near by that holds the old size is rebound, and the trial runs again; where no
-attribute explains it, the channels concerned are frozen, with the place as the reason.
+expected, an integer attribute of a module near by that holds the old size is rebound, and the trial runs again; where
+no attribute explains it, the channels concerned are frozen, with the place as the reason.
 """
 
 from __future__ import annotations

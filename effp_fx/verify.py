@@ -1,8 +1,8 @@
 """Compares two models on the same inputs, op by op where a choice is made, and output by output at the end.
 
-Detectors choose: top-k, sorting, thresholds, non-maximum suppression. Two runs that differ by a rounding error may choose
-differently where scores tie, and nothing after that can be compared. So the second run takes over the choices of the
-first - after the values that were chosen among have been compared.
+Detectors choose: top-k, sorting, thresholds, non-maximum suppression. Two runs that differ by a rounding error may
+choose differently where scores tie, and nothing after that can be compared. So the second run takes over the choices of
+the first - after the values that were chosen among have been compared.
 """
 
 from __future__ import annotations
@@ -74,14 +74,14 @@ class Verification:
 
     @property
     def max_relative_error(self) -> float:
-        """The largest relative error of the checks in float64, or in float32 where the model does not run in float64."""
+        """The largest relative error in float64, or in float32 where the model does not run in float64."""
         exact = [check for check in self.checks if check.dtype == "float64"]
         return max((check.max_relative_error for check in exact or self.checks), default=float("nan"))
 
     def __str__(self) -> str:
         lines = [
-            f"{check.mode:5} {check.dtype}: largest relative error {check.max_relative_error:.1e} (allowed {check.tolerance:.1e})"
-            + (f"; {check.note}" if check.note else "")
+            f"{check.mode:5} {check.dtype}: largest relative error {check.max_relative_error:.1e} "
+            f"(allowed {check.tolerance:.1e})" + (f"; {check.note}" if check.note else "")
             for check in self.checks
         ]
         return "\n".join(lines)
@@ -156,10 +156,10 @@ def verify(
     modes: tuple[str, ...] = ("eval", "train"),
     progress: Progress = lambda _: None,
 ) -> Verification:
-    """Compare two models on the same inputs, in float64 and float32, in eval and train mode; both are left as they were.
+    """Compare two models on the same inputs, in float64 and float32, eval and train mode; both are left as they were.
 
-    In train mode dropout is off and both runs draw the same random numbers. A mode in which the first model itself fails
-    is left out, with a note.
+    In train mode dropout is off and both runs draw the same random numbers. Train mode is left out where the first
+    model itself fails in it.
 
     Args:
         masked: the reference.

@@ -14,6 +14,7 @@ from effp_fx.graph import TensorInfo
 from effp_fx.groups import Analysis, Graph, Keep, kept_flags
 from effp_fx.ops.context import Call
 from effp_fx.ops.shadow import Shadow
+from effp_fx.ops.sizes import spelled_out
 from effp_fx.passes.base import Pass, PassResult, copied, rebuilt
 
 
@@ -53,7 +54,7 @@ class Lower(Pass):
         )
         args, kwargs = row.sizes(kept)
         new = table[node]
-        new.target = ops.spelled_out(node)
+        new.target = spelled_out(node)
         new.args = fx.map_arg(args, lambda item: table[item])
         new.kwargs = fx.map_arg(kwargs, lambda item: table[item])
         return 1
