@@ -32,7 +32,7 @@ Randomise = Annotated[
     bool, typer.Option("--randomise", help="Random norm scales, biases and statistics, for a model without weights.")
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Of the random weights.")]
-Opset = Annotated[int | None, typer.Option("--opset", help="ONNX opset; default: the exporter's.")]
+Opset = Annotated[int, typer.Option("--opset", help="ONNX opset; 17 is what TensorRT 8 reads rightly.")]
 DynamicBatch = Annotated[bool, typer.Option("--dynamic-batch", help="Leave the batch size of the ONNX file open.")]
 TargetFlops = Annotated[
     float | None,

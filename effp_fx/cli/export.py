@@ -27,7 +27,7 @@ Output = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Th
 def export(
     model: Model,
     output: Output = Path("model.onnx"),
-    opset: Opset = None,
+    opset: Opset = 17,
     dynamic_batch: DynamicBatch = False,
     shape: Input = None,
     randomise: Randomise = False,
@@ -39,8 +39,7 @@ def export(
     with report.progress() as step:
         step(f"build {model}")
         opened = open_model(model, shape, randomise=randomise, seed=seed)
-        step("export to ONNX")
-        found = OnnxOptions(opset, dynamic_batch).export(opened.model, output, opened.example)
+        found = OnnxOptions(opset, dynamic_batch).export(opened.model, output, opened.example, step)
     if json:
         print_json(report.export_json(found))
         return

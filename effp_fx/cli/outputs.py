@@ -7,13 +7,20 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
+from torch import nn
 
 from effp_fx import api, atomic_file, report, store
 from effp_fx.cli.arguments import Opened
 from effp_fx.errors import EffpError, ExportError
+from effp_fx.inputs import Example
+
+if TYPE_CHECKING:
+    from effp_fx.export import ExportReport
+
+Step = Callable[[str], None]
 
 SMALL, PLAN, ONNX, REPORT = "small.safetensors", "plan.json", "small.onnx", "report.json"
 
@@ -22,16 +29,15 @@ SMALL, PLAN, ONNX, REPORT = "small.safetensors", "plan.json", "small.onnx", "rep
 class OnnxOptions:
     """How the compact model is exported."""
 
-    opset: int | None = None
+    opset: int = 17
     dynamic_batch: bool = False
 
-    def export(self, model: Any, path: Path, example: Any) -> Any:
+    def export(self, model: nn.Module, path: Path, example: Example | None, step: Step) -> ExportReport:
         """Write the ONNX file; returns the exporter's report."""
         # onnx takes a while to import, and most commands do without it.
-        from effp_fx.export.onnx import export_onnx
+        from effp_fx.export import export_onnx
 
-        more = {} if self.opset is None else {"opset": self.opset}
-        return export_onnx(model, path, example, dynamic_batch=self.dynamic_batch, **more)
+        return export_onnx(model, path, example, opset=self.opset, dynamic_batch=self.dynamic_batch, progress=step)
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,7 @@ class Written:
     """A pruned model, its ONNX export if there is one, and its files."""
 
     result: api.PruneResult
-    export: Any
+    export: ExportReport | None
     files: dict[str, object]
 
     def json(self) -> dict[str, Any]:
@@ -67,9 +73,7 @@ def folder(path: Path) -> Path:
     return path
 
 
-def prune_into(
-    out: Path, opened: Opened, onnx: OnnxOptions | None, step: Callable[[str], None], **options: Any
-) -> Written:
+def prune_into(out: Path, opened: Opened, onnx: OnnxOptions | None, step: Step, **options: Any) -> Written:
     """Prune, verify, write; a model that does not verify raises, and nothing is written.
 
     Args:
@@ -90,14 +94,15 @@ def prune_into(
     }
     export = None
     if onnx is not None:
-        step("export to ONNX")
         try:
-            export = onnx.export(result.model, out / ONNX, opened.example)
+            export = onnx.export(result.model, out / ONNX, opened.example, step)
         except ExportError as error:
             kept = ", ".join(str(path) for path in files.values())
             error.mend = f"{error.mend or '--no-onnx leaves the export out'}; already written: {kept}"
             raise
         files["ONNX"] = out / ONNX
+    elif (out / ONNX).exists():
+        files["ONNX, of an earlier run"] = out / ONNX
     files["report"] = out / REPORT
     written = Written(result, export, files)
     atomic_file.write(out / REPORT, (json.dumps(written.json(), indent=2) + "\n").encode())

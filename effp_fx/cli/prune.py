@@ -47,7 +47,7 @@ def prune(
     seed: Seed = 0,
     output: Output = Path("out"),
     onnx: Onnx = True,
-    opset: Opset = None,
+    opset: Opset = 17,
     dynamic_batch: DynamicBatch = False,
     json: Json = False,
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -11,9 +11,13 @@ from rich.text import Text
 
 from effp_fx.plan import Plan, package_version
 from effp_fx.report.layers import LayerRow, layer_rows
-from effp_fx.report.subjects import Checked, Exported, Pruned, Verified
+from effp_fx.report.subjects import Pruned
 from effp_fx.report.terminal import Bar, amount, percent, table, timings, whole
 from effp_fx.report.trace_report import layer_json
+from effp_fx.verify import Check, Verification
+
+if TYPE_CHECKING:  # onnx takes a while to import
+    from effp_fx.export import ExportReport, Port
 
 
 def prune_table(result: Pruned) -> RenderableType:
@@ -30,7 +34,7 @@ def prune_table(result: Pruned) -> RenderableType:
     return Group(*parts)
 
 
-def verification_table(verification: Verified) -> RenderableType:
+def verification_table(verification: Verification) -> RenderableType:
     """Masked against compact, one row for each mode and dtype."""
     made = table("mode", "dtype", ">largest relative error", ">allowed", "", "worst output", title="verification")
     for check in verification.checks:
@@ -46,13 +50,22 @@ def verification_table(verification: Verified) -> RenderableType:
     return Group(made, Text(f"{verdict} (float64: {verification.max_relative_error:.2e})"))
 
 
-def export_table(export: Exported) -> RenderableType:
-    """The ONNX file: its nodes, and how far ONNX Runtime is from PyTorch on the example inputs."""
-    return Text(
-        f"ONNX opset {export.opset}, {export.nodes_after} nodes ({export.nodes_before} before simplification), "
-        f"{amount(export.bytes)}B; ONNX Runtime against PyTorch: largest error "
-        f"{export.max_absolute_error:.2e} absolute, {export.max_relative_error:.2e} relative"
-    )
+def export_table(export: ExportReport) -> RenderableType:
+    """The ONNX file: what goes in and out, and how far ONNX Runtime is from PyTorch."""
+    made = table("ONNX", "", ">largest error", ">relative", title="ONNX Runtime against PyTorch")
+    for port in export.inputs:
+        made.add_row("in", str(port), "", "")
+    for port in export.outputs:
+        absolute, relative = export.max_absolute_error.get(port.name), export.max_relative_error.get(port.name)
+        shown = ["" if error is None else f"{error:.2e}" for error in (absolute, relative)]
+        made.add_row("out", str(port), *shown)
+    whole_network = "the model's own outputs" if export.own_outputs else "the heads before the model's post-processing"
+    lines = [
+        f"opset {export.opset}, {export.nodes_after} nodes ({export.nodes_before} before simplification), "
+        f"{amount(export.bytes)}B; {whole_network}",
+        *(f"note: {note}" for note in export.notes),
+    ]
+    return Group(made, Text("\n".join(lines)))
 
 
 def plan_table(plan: Plan) -> RenderableType:
@@ -78,7 +91,7 @@ def file_list(files: Mapping[str, object]) -> RenderableType:
 
 
 def prune_json(
-    result: Pruned, files: Mapping[str, object] | None = None, export: Exported | None = None
+    result: Pruned, files: Mapping[str, object] | None = None, export: ExportReport | None = None
 ) -> dict[str, Any]:
     """All that the tables show and more, as JSON."""
     rows = pruned_rows(result)
@@ -101,7 +114,7 @@ def prune_json(
     return found
 
 
-def verification_json(verification: Verified) -> dict[str, Any]:
+def verification_json(verification: Verification) -> dict[str, Any]:
     """Every check with every output."""
     return {
         "equal": verification.equal,
@@ -128,18 +141,21 @@ def verification_json(verification: Verified) -> dict[str, Any]:
     }
 
 
-def export_json(export: Exported) -> dict[str, Any]:
-    """What `export_table` says, and the names of inputs and outputs."""
+def export_json(export: ExportReport) -> dict[str, Any]:
+    """What `export_table` says; errors by the name of the output."""
     return {
         "path": str(export.path),
-        "inputs": _plain(export.inputs),
-        "outputs": _plain(export.outputs),
+        "inputs": [_port(port) for port in export.inputs],
+        "outputs": [_port(port) for port in export.outputs],
+        "own_outputs": export.own_outputs,
         "opset": export.opset,
         "nodes_before": export.nodes_before,
         "nodes_after": export.nodes_after,
         "bytes": export.bytes,
-        "max_absolute_error": export.max_absolute_error,
-        "max_relative_error": export.max_relative_error,
+        "max_absolute_error": dict(export.max_absolute_error),
+        "max_relative_error": dict(export.max_relative_error),
+        "seconds": export.seconds,
+        "notes": list(export.notes),
     }
 
 
@@ -178,7 +194,7 @@ def _totals(result: Pruned) -> Table:
     return made
 
 
-def _worst(check: Checked) -> str:
+def _worst(check: Check) -> str:
     if not check.outputs:
         return ""
     worst = max(check.outputs, key=lambda output: output.max_relative)
@@ -194,10 +210,5 @@ def _row_json(row: LayerRow, total: float) -> dict[str, Any]:
     return layer_json(row, total) | after
 
 
-def _plain(value: Any) -> Any:
-    """The names, or whatever describes inputs and outputs, as JSON can hold it."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value if isinstance(value, str | int | float | bool | None) else str(value)
+def _port(port: Port) -> dict[str, Any]:
+    return {"name": port.name, "dtype": port.dtype, "shape": list(port.shape)}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Protocol
 
 from torch import nn
 
 from effp_fx.groups import Analysis, Keep
+from effp_fx.verify import Verification
 
 
 class Traced(Protocol):
@@ -29,49 +30,6 @@ class Traced(Protocol):
     def model_name(self) -> str: ...
 
 
-class OutputDifference(Protocol):
-    """How far one output of the compact model is from that of the masked one."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    @property
-    def max_absolute(self) -> float: ...
-    @property
-    def max_relative(self) -> float: ...
-
-
-class Checked(Protocol):
-    """Masked against compact in one mode and dtype."""
-
-    @property
-    def mode(self) -> str: ...
-    @property
-    def dtype(self) -> str: ...
-    @property
-    def equal(self) -> bool: ...
-    @property
-    def max_relative_error(self) -> float: ...
-    @property
-    def tolerance(self) -> float: ...
-    @property
-    def outputs(self) -> Sequence[OutputDifference]: ...
-    @property
-    def note(self) -> str: ...
-
-
-class Verified(Protocol):
-    """All checks of masked against compact."""
-
-    @property
-    def equal(self) -> bool: ...
-    @property
-    def max_relative_error(self) -> float: ...
-    @property
-    def checks(self) -> Sequence[Checked]: ...
-
-
 class Pruned(Protocol):
     """A model that was pruned, what it was before, and the proof."""
 
@@ -90,31 +48,8 @@ class Pruned(Protocol):
     @property
     def params_after(self) -> float: ...
     @property
-    def verification(self) -> Verified: ...
+    def verification(self) -> Verification: ...
     @property
     def seconds(self) -> Mapping[str, float]: ...
     @property
     def one_channel_flops(self) -> float: ...
-
-
-class Exported(Protocol):
-    """An ONNX file and how far it is from PyTorch in ONNX Runtime."""
-
-    @property
-    def path(self) -> object: ...
-    @property
-    def inputs(self) -> object: ...
-    @property
-    def outputs(self) -> object: ...
-    @property
-    def opset(self) -> int: ...
-    @property
-    def nodes_before(self) -> int: ...
-    @property
-    def nodes_after(self) -> int: ...
-    @property
-    def bytes(self) -> int: ...
-    @property
-    def max_absolute_error(self) -> float: ...
-    @property
-    def max_relative_error(self) -> float: ...

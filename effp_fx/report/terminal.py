@@ -17,6 +17,8 @@ from rich.text import Text
 
 _WIDE = 4000
 """Wider than any line, so that nothing is wrapped or shortened where the reader is a program or a file."""
+_FOLDED = 28
+"""No text is folded into less."""
 _EIGHTHS = "▏▎▍▌▋▊▉"
 
 
@@ -47,16 +49,30 @@ class Bar:
         return Measurement(self.width, self.width)
 
 
+@dataclass(frozen=True)
+class Fitting:
+    """The first of these tables that fits the width of the terminal; where none does, the last."""
+
+    choices: tuple[Table, ...]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The choice is made when it is printed."""
+        # A measurement is cut to the width there is, so the question is put to a wider console.
+        wide = options.update_width(_WIDE)
+        fits = (made for made in self.choices if Measurement.get(console, wide, made).minimum <= options.max_width)
+        yield next(fits, self.choices[-1])
+
+
 def table(*columns: str, title: str = "") -> Table:
-    """A table without boxes. A column whose name begins with `>` holds numbers, one with `~` text that may be cut."""
+    """A table without boxes. A column whose name begins with `>` holds numbers, with `~` text that may be folded."""
     made = Table(box=None, title=title or None, title_justify="left", title_style="bold", padding=(0, 2, 0, 0))
     for name in columns:
         if name.startswith(">"):
             made.add_column(name[1:], justify="right", no_wrap=True, header_style="bold")
         elif name.startswith("~"):
-            made.add_column(name[1:], overflow="ellipsis", no_wrap=True, header_style="bold", ratio=None)
+            made.add_column(name[1:], overflow="fold", min_width=_FOLDED, header_style="bold")
         else:
-            made.add_column(name, overflow="fold", header_style="bold")
+            made.add_column(name, no_wrap=True, header_style="bold")
     return made
 
 

@@ -12,7 +12,7 @@ from effp_fx.groups import Analysis, ChannelGroup
 from effp_fx.plan import package_version
 from effp_fx.report.layers import FrozenCause, LayerRow, frozen_causes, layer_rows
 from effp_fx.report.subjects import Traced
-from effp_fx.report.terminal import amount, percent, table, text, timings, whole
+from effp_fx.report.terminal import Fitting, amount, percent, table, text, timings, whole
 
 # As many reasons as are read at a glance; `--json` has all of them.
 _SHOWN = 12
@@ -37,7 +37,7 @@ def trace_text(trace: Traced) -> str:
 
 def channel_table(trace: Traced) -> RenderableType:
     """Each channel group with the layers it couples and every slice that goes with a channel of it."""
-    made = table("group", ">channels", ">at least", ">multiple of", "layers", "slices", title="channel groups")
+    made = table("group", ">channels", ">at least", ">multiple of", "~layers", "~slices", title="channel groups")
     for group in trace.analysis.groups:
         slices = "\n".join(f"{part.role:<5} {part.tensor}[{part.dim}] x{part.per_channel}" for part in group.slices)
         layers = "\n".join(group.layers)
@@ -83,21 +83,35 @@ def layer_json(row: LayerRow, total: float) -> dict[str, Any]:
     }
 
 
-def _layers(rows: tuple[LayerRow, ...], total: float) -> Table:
-    made = table("layer", "type", ">channels", "group", "gamma", ">FLOPs", ">share", ">params", "~frozen and why")
-    for row in rows:
-        made.add_row(
-            row.layer,
-            row.kind + (" (train only)" if row.train_only else ""),
-            str(row.channels) if row.channels else "-",
-            _several(row.groups),
-            _several(tuple(_near(gamma, row.layer) for gamma in row.gammas)),
-            amount(row.flops) if row.flops else "-",
-            percent(row.flops / total) if row.flops and total else "-",
-            amount(row.params) if row.params else "-",
-            _why(row),
-        )
-    return made
+_COLUMNS = ("layer", "type", ">channels", "group", "gamma", ">FLOPs", ">share", ">params", "~frozen and why")
+# What a narrow terminal can do without.
+_NARROWER = ((), ("gamma",), ("gamma", "type"), ("gamma", "type", ">params", "group"))
+
+
+def _layers(rows: tuple[LayerRow, ...], total: float) -> Fitting:
+    choices = []
+    for left_out in _NARROWER:
+        shown = [name for name in _COLUMNS if name not in left_out]
+        made = table(*shown)
+        for row in rows:
+            cells = dict(zip(_COLUMNS, _cells(row, total), strict=True))
+            made.add_row(*(cells[name] for name in shown))
+        choices.append(made)
+    return Fitting(tuple(choices))
+
+
+def _cells(row: LayerRow, total: float) -> tuple[str, ...]:
+    return (
+        row.layer,
+        row.kind + (" (train only)" if row.train_only else ""),
+        str(row.channels) if row.channels else "-",
+        _several(row.groups),
+        _several(tuple(_near(gamma, row.layer) for gamma in row.gammas)),
+        amount(row.flops) if row.flops else "-",
+        percent(row.flops / total) if row.flops and total else "-",
+        amount(row.params) if row.params else "-",
+        _why(row),
+    )
 
 
 def _why(row: LayerRow) -> str:
@@ -117,7 +131,9 @@ def _near(gamma: str, layer: str) -> str:
     """The norm of a gamma, without the path that it shares with the layer's parent."""
     norm = gamma.rpartition(".")[0] or gamma
     parent = layer.rpartition(".")[0]
-    return norm.removeprefix(f"{parent}.") if parent else norm
+    near = norm.removeprefix(f"{parent}.") if parent else norm
+    # The "1" of a Sequential says nothing by itself.
+    return norm if near.isdigit() else near
 
 
 def _totals(trace: Traced, rows: tuple[LayerRow, ...]) -> list[str]:
@@ -148,7 +164,7 @@ def _idle_params(analysis: Analysis, rows: tuple[LayerRow, ...]) -> int:
 
 
 def _frozen(causes: tuple[FrozenCause, ...], total: float) -> Table:
-    made = table(">FLOPs", ">channels", ">layers", "reason", "~for one", title="frozen, the costliest first")
+    made = table(">FLOPs", ">channels", ">layers", "~reason", "~for one", title="frozen, the costliest first")
     for cause in causes[:_SHOWN]:
         share = percent(cause.flops / total) if total else "-"
         made.add_row(share, str(cause.channels), str(len(cause.layers)), cause.reason, _example(cause))
