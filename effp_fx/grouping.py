@@ -96,6 +96,9 @@ def _tensors(work: Interpretation, numbering: _Numbering, parameters: set[str]) 
     consumed = np.zeros(len(work.ids), dtype=np.bool_)
     for ids in work.context.consumed:
         consumed[ids] = True
+    shown = np.zeros(len(work.ids), dtype=np.bool_)
+    for ids in work.context.shown:
+        shown[ids] = True
     result = {}
     for name, shape in work.shapes.items():
         dims: dict[int, Channels] = {}
@@ -105,7 +108,8 @@ def _tensors(work: Interpretation, numbering: _Numbering, parameters: set[str]) 
             if not (channels >= 0).any():
                 continue
             dims[owner.dim] = channels
-            if name not in work.context.statistics and not consumed[owner.start : owner.stop].any():
+            own = slice(owner.start, owner.stop)
+            if name not in work.context.statistics and (shown[own].any() or not consumed[own].any()):
                 masked.add(owner.dim)
         result[name] = TensorDims(shape, dims, name in parameters, frozenset(masked))
     return result

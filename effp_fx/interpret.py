@@ -115,13 +115,29 @@ class Interpretation:
         from_input = any(shadow.from_input for source in node.all_input_nodes for shadow in shadows[source]) or not node.all_input_nodes
         row = ops.find(node)
         if any(shadow.facets for source in node.all_input_nodes for shadow in shadows[source]) or (row and row.creates):
+            before = len(self.context.consumed)
             results = self._apply(Call(node, shadows), len(outputs))
+            if from_input:
+                self._show_weights(node, shadows, before)
         else:
             results = [[] for _ in outputs]
         return [
             Shadow(value.shape, tuple(self._checked(node, facets, value.shape)), from_input) if value else Shadow(())
             for value, facets in zip(outputs, results, strict=True)
         ]
+
+    def _show_weights(self, node: fx.Node, shadows: Shadows, before: int) -> None:
+        """Note which ids of weights an activation is made of, those that this op only reads channels with left out."""
+        ids = [
+            flat(facet)
+            for source in node.all_input_nodes
+            for shadow in shadows[source]
+            if not shadow.from_input
+            for facet in shadow.facets
+        ]
+        if ids:
+            read = self.context.consumed[before:]
+            self.context.shown.append(np.setdiff1d(np.concatenate(ids), np.concatenate(read) if read else []).astype(np.int64))
 
     def _apply(self, call: Call, outputs: int) -> list[Facets]:
         row = ops.find(call.node)

@@ -83,6 +83,8 @@ class Context:
     ids: ChannelIds = field(default_factory=ChannelIds)
     consumed: list[Array] = field(default_factory=list)
     """Ids of weight slices that read a channel: they go with it, but masking need not zero them."""
+    shown: list[Array] = field(default_factory=list)
+    """Ids of weight slices whose values enter an activation as they are: masking must zero them, consumed or not."""
     statistics: set[str] = field(default_factory=set)
     """Buffers of running statistics."""
     gammas: set[str] = field(default_factory=set)
@@ -183,7 +185,7 @@ class Context:
 
     def consume(self, vector: Tensor) -> None:
         """Weight slices with these ids only read channels."""
-        ids = vector.abs().numpy().astype(np.int64)
+        ids = vector.abs().numpy().astype(np.int64).reshape(-1)
         self.consumed.append(ids[ids > 0])
 
     def pass_along(self, call: Call, shadow: Shadow, dims: dict[int, int], *, sign: int = 1, text: str) -> Facets:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from effp_fx import graph
 from effp_fx.ops.context import Call, Context, Facets
-from effp_fx.ops.shadow import compress, crop, flat, is_empty, moved, varying
+from effp_fx.ops.shadow import Shadow, compress, crop, flat, is_empty, moved, varying
 from effp_fx.ops.sizes import (
     narrow_sizes,
     select_sizes,
@@ -174,7 +175,10 @@ def joined(context: Context, call: Call) -> Facets:
     dim = (call.first("dim", "axis") or 0) % len(call.out.shape)
     shape = call.out.shape
     results = []
-    for layer in itertools.zip_longest(*(_ordered(shadow.facets, dim) for shadow in shadows)):
+    for layer in _layers(shadows, dim):
+        if _across(layer, dim):
+            results.append(_one_line(context, call, layer, shape))
+            continue
         along = {other for facet in layer if facet is not None for other in varying(facet)} - {dim}
         small = [1 if other not in along else shape[other] for other in range(len(shape))]
         if _passing_through(context, call, layer):
@@ -199,6 +203,31 @@ def _passing_through(context: Context, call: Call, layer: tuple[Tensor | None, .
         return False
     context.freeze(call, held, "is joined to a tensor of a size written in Python")
     return True
+
+
+def _layers(shadows: list[Shadow], dim: int) -> Iterator[tuple[Tensor | None, ...]]:
+    """One facet (or None) of each tensor at a time: those along the joined dimension together, the others with their like."""
+    ways = {None if dim in varying(facet) else varying(facet): None for shadow in shadows for facet in shadow.facets}
+    for way in ways:
+        fitting = [
+            [facet for facet in shadow.facets if (None if dim in varying(facet) else varying(facet)) == way] for shadow in shadows
+        ]
+        yield from itertools.zip_longest(*fitting)
+
+
+def _across(layer: tuple[Tensor | None, ...], dim: int) -> bool:
+    """Whether every tensor has channels here, and along other dimensions than the joined one."""
+    return all(facet is not None and dim not in varying(facet) for facet in layer)
+
+
+def _one_line(context: Context, call: Call, layer: tuple[Tensor | None, ...], shape: tuple[int, ...]) -> Tensor:
+    """Channels across the joined dimension are cut in all tensors at once, so they go together."""
+    first, *others = (crop(facet) for facet in layer if facet is not None)
+    line, silent = first, first > 0
+    for other in others:
+        line = context.match(call, line, other, "is joined to a tensor that has no channel at this position")
+        silent = silent & (other > 0)
+    return torch.where(silent, line.abs(), -line.abs()).to(torch.int32).expand(shape)
 
 
 def _ordered(facets: tuple[Tensor, ...], dim: int) -> list[Tensor]:

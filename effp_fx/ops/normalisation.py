@@ -7,7 +7,7 @@ from torch import Tensor, fx
 
 from effp_fx.ops.context import Call, Context, Facets, line_facet
 from effp_fx.ops.elementwise import combine
-from effp_fx.ops.shadow import Shadow, leaky, varying
+from effp_fx.ops.shadow import Shadow, crop, leaky, varying
 from effp_fx.ops.table import Kept, add
 
 
@@ -108,15 +108,16 @@ def layer_norm(context: Context, call: Call) -> Facets:
 
 
 def weight_norm(context: Context, call: Call) -> Facets:
-    """g * v / |v|: rows pass, columns enter the norm of each row and stay."""
+    """g * v / |v|: rows pass, columns enter the norm of each row and stay. A mask zeroes g alone: 0 / |0| is no number."""
     direction, scale, dim = call.shadow(call["v"]), call.shadow(call["g"]), call["dim"]
     kept = []
     for facet in direction.facets:
-        if varying(facet) == (dim % len(direction.shape),):
+        if varying(facet) == (dim,):  # -1 is not the last dimension here, it stands for a norm over everything
+            context.consume(crop(facet))
             kept.append(leaky(facet))
         else:
             context.freeze(call, facet, "enters the norm of a weight")
-    return combine(context, call, [Shadow(direction.shape, tuple(kept), False), scale], call.out.shape, "mul")
+    return combine(context, call, [scale, Shadow(direction.shape, tuple(kept), False)], call.out.shape, "mul")
 
 
 def normalised(context: Context, call: Call) -> Facets:
