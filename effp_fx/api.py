@@ -10,13 +10,15 @@ from typing import Any
 
 import networkx as nx
 import numpy as np
+import torch
 from torch import fx, nn
 
 from effp_fx import binding, budget, cost, diagnose, group_file, importance, masking, tracing
 from effp_fx.errors import GroupFileError, TargetError, VerificationError
 from effp_fx.groups import Analysis, ChannelGroup, Frozen, Keep
 from effp_fx.importance import Importance
-from effp_fx.inputs import Example, as_example
+from effp_fx.inputs import Example, as_example, map_tensors
+from effp_fx.model_checks import check_model
 from effp_fx.models import adapter_for, example_for
 from effp_fx.plan import ATTRIBUTE, Plan, from_keep
 from effp_fx.recalibrate import recalibrate
@@ -103,7 +105,11 @@ class PruneResult:
 
 
 def _network(model: nn.Module) -> tuple[nn.Module, str]:
-    """The module that computes, and its path in what the user handed over (a YOLO object holds one)."""
+    """The module that computes, and its path in what the user handed over (a YOLO object holds one).
+
+    Raises CaptureError for what cannot be pruned at all, before anything is asked of it.
+    """
+    check_model(model)
     adapter = adapter_for(model)
     path = adapter.network_path(model) if adapter else ""
     return (model.get_submodule(path) if path else model), path
@@ -111,8 +117,8 @@ def _network(model: nn.Module) -> tuple[nn.Module, str]:
 
 def _examples(model: nn.Module, given: Any) -> tuple[Example, Example | None]:
     adapter = adapter_for(model)
-    if given is not None:
-        return as_example(given), None
+    if given is not None:  # detached: nobody copies a tensor that hangs on a graph of autograd
+        return map_tensors(lambda tensor: tensor.detach(), as_example(given)), None
     return example_for(model), adapter.train_example(model) if adapter else None
 
 
@@ -137,16 +143,25 @@ def trace(
         CaptureError, InputError, NameNotFoundError, GroupFileError.
     """
     network, _ = _network(model)
+    text = None if groups is None else _text_of(groups)
     example, train_example = _examples(network, example_inputs)
     found = tracing.trace(network, example, train_example=train_example, ignore=ignore, progress=progress)
-    if groups is not None:
-        try:
-            text = Path(groups).read_text(encoding="utf-8")
-        except OSError as error:
-            raise GroupFileError("the groups file cannot be read", where=str(groups), seen=str(error)) from error
+    if text is not None:
         found.apply_rules(group_file.parse(text, found.analysis, name=str(groups)))
         found.settle(progress)
     return _summed(network, found)
+
+
+def _text_of(groups: str | Path) -> str:
+    try:
+        return Path(groups).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise GroupFileError(
+            "the groups file cannot be read",
+            where=str(groups),
+            seen=str(error),
+            mend="effp-fx trace MODEL --emit FILE writes one to edit",
+        ) from error
 
 
 def _summed(network: nn.Module, found: tracing.Tracing) -> Trace:
@@ -232,12 +247,22 @@ def prune_reported(
     found = trace(model, example_inputs, ignore=ignore, groups=groups, progress=progress)
     network, path = _network(model)
     result = _plan_and_verify(network, found, targets, importance, round_to, progress)
-    if inplace:
-        result = replace(result, model=binding.apply(network, result.plan, inplace=True))
     if calibration is not None:
         progress("re-estimate batch norms")
-        recalibrate(result.model, calibration)
+        recalibrate(result.model, calibration, like=found.tracing.example)
+    if inplace:  # last of all: whatever fails before this line, the user's model is as it was
+        binding.apply(network, result.plan, inplace=True)
+        if calibration is not None:
+            _take_statistics(network, result.model)
+        result = replace(result, model=network)
     return replace(result, model=_rewrapped(model, path, result.model, inplace)) if path else result
+
+
+def _take_statistics(network: nn.Module, small: nn.Module) -> None:
+    own = dict(network.named_buffers())
+    for name, buffer in small.named_buffers():
+        if not torch.equal(own[name], buffer):
+            own[name].copy_(buffer)
 
 
 def _rewrapped(model: nn.Module, path: str, small: nn.Module, inplace: bool) -> nn.Module:
@@ -251,7 +276,11 @@ def _check_early(targets: Mapping[str, float | None], round_to: int) -> None:
     """Refuse what cannot be right before anything slow is done."""
     for name, value in targets.items():
         if value is not None:
-            budget.resolve_target(value, float("inf") if isinstance(value, int | float) and value > 1 else 1.0, name)
+            try:
+                budget.resolve_target(value, float("inf"), f"target_{name}")
+            except TargetError as error:
+                error.expected = "a part in (0, 1], such as 0.5, or a count up to the dense cost"
+                raise
     if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
         raise TargetError(
             "round_to must be a whole number of channels", seen=repr(round_to), expected="1, 8, 16, 32, ..."
@@ -324,8 +353,9 @@ def _choose(
 
 def verify(masked: nn.Module, compact: nn.Module, example_inputs: Any = None) -> Verification:
     """Compare two models on the same inputs: `.equal`, `.max_relative_error`, `.checks`. Both are left as they were."""
-    example, train_example = _examples(masked, example_inputs)
-    return compare(masked, compact, example, train_example=train_example)
+    network, _ = _network(masked)
+    example, train_example = _examples(network, example_inputs)
+    return compare(network, _network(compact)[0], example, train_example=train_example)
 
 
 __all__ = ["ATTRIBUTE", "PruneResult", "Trace", "prune", "prune_reported", "trace", "verify"]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from effp_fx.capture import without_history
 from effp_fx.errors import CaptureError
 from effp_fx.groups import Analysis, Keep, kept_flags
 from effp_fx.plan import ATTRIBUTE, Plan, plan_of
@@ -122,7 +123,7 @@ def set_attributes(model: nn.Module, attributes: Mapping[str, Mapping[str, Any]]
 
 def sliced_copy(model: nn.Module, plan: Plan) -> nn.Module:
     """A deep copy in which the weights are sliced already, so that the dense ones are never held twice."""
-    memo: dict[int, Any] = {}
+    memo = without_history(model)
     for tensor, name in _weights(model):
         planned = plan.tensors.get(name)
         if planned is None or not planned.keep:
@@ -175,5 +176,5 @@ def _slice_in_place(model: nn.Module, plan: Plan) -> None:
 
 def copy_around(model: nn.Module, network: nn.Module, small: nn.Module) -> nn.Module:
     """A copy of an object that holds the network, with the compact network in its place."""
-    outer: nn.Module = copy.deepcopy(model, {id(network): small})
+    outer: nn.Module = copy.deepcopy(model, without_history(model) | {id(network): small})
     return outer

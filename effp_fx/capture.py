@@ -71,9 +71,16 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
+def without_history(model: nn.Module) -> dict[int, Any]:
+    """A memo for `copy.deepcopy`, which refuses tensors that autograd computed and a module keeps as plain attributes
+    (the weight that a hook of old-style `weight_norm` sets, an output put aside): their values, detached."""
+    kept = pytree.tree_leaves([dict(vars(module)) for module in model.modules()])
+    return {id(value): value.detach().clone() for value in kept if isinstance(value, Tensor) and not value.is_leaf}
+
+
 def private_copy(model: nn.Module) -> nn.Module:
     """A copy that shares the parameters and nothing else: running it leaves the user's module as it was."""
-    memo: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
+    memo = without_history(model) | {id(parameter): parameter for parameter in model.parameters()}
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:  # deepcopy runs the user's own __deepcopy__ and __reduce__: anything can come out

@@ -60,8 +60,7 @@ def obstacles(analysis: Analysis, cost: Cost, ladder: Ladder) -> list[tuple[str,
 
 
 def _held(analysis: Analysis, frozen: Frozen, layers: dict[str, float], bottom: Keep) -> float:
-    layer = frozen.tensor.rpartition(".")[0]
-    total = layers.get(layer, layers.get(frozen.module, 0.0))
+    total = _cost_of_layer(frozen.tensor, layers) or layers.get(frozen.module, 0.0)
     tensor = analysis.tensors.get(frozen.tensor)
     if tensor is None or not 0 <= frozen.dim < len(tensor.shape):
         return total
@@ -70,6 +69,14 @@ def _held(analysis: Analysis, frozen: Frozen, layers: dict[str, float], bottom: 
         return total
     left = int(np.count_nonzero(kept_flags(numbers, bottom)))
     return total * min(frozen.channels / left, 1.0) if left else 0.0
+
+
+def _cost_of_layer(tensor: str, layers: dict[str, float]) -> float:
+    """Of the nearest module around a tensor that costs something: a parametrised weight lies deeper than its layer."""
+    path = tensor.rpartition(".")[0]
+    while path not in layers and path:
+        path = path.rpartition(".")[0]
+    return layers.get(path, 0.0)
 
 
 def _text(frozen: Frozen) -> str:

@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from effp_fx.errors import InputError
-from effp_fx.inputs import as_example
+from effp_fx.inputs import Example, as_example
 
 _MOST = 100
 """Batches read at most; EagleEye (Li et al. 2020) uses about as many."""
 
 
-def recalibrate(model: nn.Module, batches: Iterable[Any]) -> int:
+def recalibrate(model: nn.Module, batches: Iterable[Any], *, like: Example | None = None) -> int:
     """Set running mean and variance of every batch norm to their averages over the batches; weights stay.
 
     Args:
-        model: run in train mode for its batch norms, in eval mode for all else; put back as it was afterwards.
-        batches: each what `model(...)` takes: a tensor, a tuple of arguments, a dict of keywords; or a pair (input,
-            target) as loaders give it, of which the input is used. At most 100 are read.
+        model: run in train mode for its batch norms, in eval mode for all else; its flags are put back afterwards.
+        batches: each what `model(...)` takes: a tensor, a tuple of arguments, a dict of keywords. Targets that a
+            loader puts behind the inputs are left out. At most 100 batches are read.
+        like: the inputs of one call, by which inputs are told from targets; None: one positional input.
 
     Returns:
         The number of batches read.
 
     Raises:
-        InputError: there is no batch.
+        InputError: there is no batch, or the model fails on one; the statistics are as they were.
     """
     norms = [
         module
@@ -35,7 +36,7 @@ def recalibrate(model: nn.Module, batches: Iterable[Any]) -> int:
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
     ]
     modes = {module: module.training for module in model.modules()}
-    momenta = [norm.momentum for norm in norms]
+    before = [(norm.momentum, {name: buffer.clone() for name, buffer in norm.named_buffers()}) for norm in norms]
     read = 0
     try:
         model.eval()
@@ -43,28 +44,47 @@ def recalibrate(model: nn.Module, batches: Iterable[Any]) -> int:
             norm.reset_running_stats()
             norm.momentum = None
             norm.train()
-        with torch.no_grad():
-            for batch in batches:
-                if read >= _MOST:
-                    break
-                example = as_example(_inputs(batch))
-                model(*example.args, **example.kwargs)
-                read += 1
+        read = _run_through(model, batches, like or Example((torch.empty(0),)))
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
+        for norm, (momentum, statistics) in zip(norms, before, strict=True):
             norm.momentum = momentum
+            if not read:
+                for name, buffer in statistics.items():
+                    norm.get_buffer(name).copy_(buffer)
         for module, training in modes.items():
             module.training = training
+    return read
+
+
+def _run_through(model: nn.Module, batches: Iterable[Any], like: Example) -> int:
+    read = 0
+    with torch.no_grad():
+        for batch in batches:
+            example = as_example(_inputs(batch, like))
+            try:
+                model(*example.args, **example.kwargs)
+            except Exception as error:  # the user's forward may raise anything
+                raise InputError(
+                    "the model failed on a batch for its batch norms",
+                    where=f"batch {read} of calibration",
+                    seen=f"{type(error).__name__}: {error}",
+                    expected="what model(...) takes, two samples or more, with or without targets behind it",
+                ) from error
+            read += 1
+            if read == _MOST:
+                break
     if not read:
         raise InputError("no batch to re-estimate the batch norms on", expected="a loader or a list of batches")
     return read
 
 
-def _inputs(batch: Any) -> Any:
-    """The input of an (input, target) pair; anything else as it is."""
-    if isinstance(batch, (tuple, list)) and len(batch) == 2 and not isinstance(batch[1], (tuple,)):
-        first, second = batch
-        alike = isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor) and first.dim() == second.dim()
-        if not alike:
-            return first if not isinstance(first, tuple) else (list(first),)
-    return batch if not isinstance(batch, list) else (batch,)
+def _inputs(batch: Any, like: Example) -> Any:
+    """A batch without its targets: as many items as the call has positional inputs, or its keywords."""
+    if isinstance(batch, Mapping):
+        return {name: value for name, value in batch.items() if name in like.kwargs} if like.kwargs else batch
+    if not isinstance(batch, (tuple, list)) or not like.args:
+        return batch
+    images = isinstance(batch, list) and all(isinstance(item, torch.Tensor) for item in batch)
+    if images and isinstance(like.args[0], list):
+        return (batch,)  # a list of images is one input
+    return tuple(batch[: len(like.args)])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -197,23 +199,27 @@ def ignored_tensors(model: nn.Module, ignore: Ignore) -> set[str]:
     """The weights of the modules that `ignore` names. Raises NameNotFoundError for a name that finds none."""
     modules = dict(model.named_modules())
     found: set[str] = set()
-    for entry in [ignore] if isinstance(ignore, (str, nn.Module)) else ignore:
+    for entry in ignore if isinstance(ignore, Iterable) and not isinstance(ignore, (str, nn.Module)) else [ignore]:
         if isinstance(entry, nn.Module):
             paths = [path for path, module in modules.items() if module is entry]
         else:
-            paths = [path for path in modules if fnmatch.fnmatchcase(path, entry)]
+            paths = [path for path in modules if isinstance(entry, str) and fnmatch.fnmatchcase(path, entry)]
         if not paths:
-            name = entry if isinstance(entry, str) else type(entry).__name__
-            near = [path for path in modules if path and (str(name).split(".")[0].lower() in path.lower())][:5]
-            raise NameNotFoundError(
-                f"ignore names {name!r}, which is not in the model",
-                seen=f"{len(modules)} modules" + (f", such as {', '.join(near)}" if near else ""),
-                expected="a module, the name of one as in model.named_modules(), or a glob over such names",
-            )
+            raise _not_in_the_model(entry, list(modules))
         for path in paths:
             prefix = f"{path}." if path else ""
             found |= {name for name in named_tensors(model) if name.startswith(prefix)}
     return found
+
+
+def _not_in_the_model(entry: Any, paths: list[str]) -> NameNotFoundError:
+    name = repr(entry) if not isinstance(entry, nn.Module) else f"a {type(entry).__name__}"
+    near = difflib.get_close_matches(str(entry), paths, n=3, cutoff=0.5) if isinstance(entry, str) else []
+    return NameNotFoundError(
+        f"ignore names {name}, which is not in the model",
+        seen=f"{len(paths)} modules" + (f", such as {', '.join(near)}" if near else ""),
+        expected="a module, the name of one as in model.named_modules(), or a glob over such names",
+    )
 
 
 def _freeze_ignored(work: Interpretation, names: set[str]) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from effp_fx import graph
-from effp_fx.capture import Recording, replay, tensors_of
+from effp_fx.capture import Recording, replay, tensors_of, without_history
 from effp_fx.errors import VerificationError
 from effp_fx.inputs import Example, to_dtype
 
@@ -205,7 +205,7 @@ def _compare_mode(masked: nn.Module, compact: nn.Module, example: Example, mode:
 def _reference(
     model: nn.Module, example: Example, dtype: torch.dtype, mode: str, choices: _Choices
 ) -> tuple[Recording, _Choices]:
-    twin = copy.deepcopy(model).to(dtype)
+    twin = copy.deepcopy(model, without_history(model)).to(dtype)
     recording = replay(twin, copy.deepcopy(to_dtype(example, dtype)), choices.watch, train=mode == "train")
     return recording, choices
 
