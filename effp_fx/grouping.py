@@ -232,6 +232,8 @@ def _frozen(work: Interpretation, numbering: _Numbering) -> tuple[Frozen, ...]:
     consumed = np.zeros(len(work.ids), dtype=np.bool_)
     for ids in work.context.consumed:
         consumed[ids] = True
+    for ids in work.context.shown:
+        consumed[ids] = False
     result = []
     for name, owners in work.owners.items():
         makers = [owner for owner in owners if owner.dim < 2 and not consumed[owner.start : owner.stop].any()]
