@@ -26,6 +26,19 @@ from tests.hand_made import chain
 SVG = "{http://www.w3.org/2000/svg}"
 
 
+class Unused(nn.Module):
+    """Its layers run in another order than they are registered in, and one does not run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.second = nn.Conv2d(4, 2, 1)
+        self.first = nn.Conv2d(3, 4, 3)
+        self.idle = nn.Linear(7, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x).relu())
+
+
 def traced(name: str) -> api.Trace:
     return api.trace(models.build(f"effp:{name}").model)
 
@@ -66,17 +79,7 @@ def test_a_row_says_what_the_layer_is_and_where_it_belongs(residual: api.Trace) 
 
 
 def test_layers_stand_in_the_order_in_which_they_run() -> None:
-    class Backwards(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.second = nn.Conv2d(4, 2, 1)
-            self.first = nn.Conv2d(3, 4, 3)
-            self.idle = nn.Linear(7, 7)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.second(self.first(x).relu())
-
-    trace = api.trace(Backwards(), torch.rand(1, 3, 8, 8))
+    trace = api.trace(Unused(), torch.rand(1, 3, 8, 8))
     assert [row.layer for row in layer_rows(trace.analysis)] == ["first", "second"]
     assert "56 parameters belong to layers that did not run" in report.text(report.trace_table(trace))
 
@@ -236,6 +239,14 @@ def test_a_pruning_shows_before_and_after_and_the_proof(pruned: api.PruneResult)
         assert re.search(rf"^{mode}\s+float64\s+\S+\s+1e-09\s+equal", text, re.MULTILINE)
     assert "the compact model computes what the masked one does" in text
     assert "stem.1 " not in text, "norms follow their layer"
+
+
+def test_notes_are_shown_with_trace_and_pruning() -> None:
+    result = api.prune_reported(Unused(), torch.rand(1, 3, 8, 8))
+    assert result.trace.notes
+    for table in (report.trace_table(result.trace), report.prune_table(result)):
+        assert f"note: {result.trace.notes[0]}" in report.text(table)
+    assert report.prune_json(result)["notes"] == list(result.trace.notes)
 
 
 def test_a_verification_that_failed_is_not_to_be_overlooked() -> None:

@@ -72,3 +72,4 @@ def prune(
         print_json(written.json())
     else:
         written.show()
+        typer.echo("\nNo data was used: the accuracy that the cut costs has to be won back by training.")

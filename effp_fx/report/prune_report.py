@@ -31,6 +31,8 @@ def prune_table(result: Pruned) -> RenderableType:
     ]
     if result.seconds:
         parts += [Text(""), Text(f"time: {timings(result.seconds)}")]
+    if result.trace.notes:
+        parts += [Text(""), Text("\n".join(f"note: {note}" for note in result.trace.notes))]
     return Group(*parts)
 
 
@@ -105,6 +107,7 @@ def prune_json(
         "one_channel_flops": whole(result.one_channel_flops),
         "layers": [_row_json(row, result.flops_before) for row in rows],
         "verification": verification_json(result.verification),
+        "notes": list(result.trace.notes),
         "seconds": dict(result.seconds),
     }
     if export is not None:
