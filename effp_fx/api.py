@@ -14,7 +14,8 @@ import torch
 from torch import fx, nn
 
 from effp_fx import binding, budget, cost, diagnose, group_file, importance, masking, tracing
-from effp_fx.errors import GroupFileError, TargetError, VerificationError
+from effp_fx.capture import FAILED_ON_INPUTS
+from effp_fx.errors import CaptureError, GroupFileError, TargetError, VerificationError
 from effp_fx.groups import Analysis, ChannelGroup, Frozen, Keep
 from effp_fx.importance import Importance
 from effp_fx.inputs import Example, as_example, map_tensors
@@ -145,7 +146,13 @@ def trace(
     network, _ = _network(model)
     text = None if groups is None else _text_of(groups)
     example, train_example = _examples(network, example_inputs)
-    found = tracing.trace(network, example, train_example=train_example, ignore=ignore, progress=progress)
+    try:
+        found = tracing.trace(network, example, train_example=train_example, ignore=ignore, progress=progress)
+    except CaptureError as error:
+        if example_inputs is None and error.what.endswith(FAILED_ON_INPUTS):
+            error.expected = "what model(...) takes: none was given, so these were inferred"
+            error.mend = "example_inputs=torch.rand(1, 3, 224, 224)   # or a tuple of inputs, or a dict of keywords"
+        raise
     if text is not None:
         found.apply_rules(group_file.parse(text, found.analysis, name=str(groups)))
         found.settle(progress)
@@ -308,8 +315,7 @@ def _plan_and_verify(
         lowered = time.perf_counter()
         masked = masking.masked_copy(network, found.analysis, keep)
         work = found.tracing
-        modes = tuple("train" if part.capture.train else "eval" for part in found.analysis.graphs)
-        last = compare(masked, small, work.example, train_example=work.train_example, modes=modes, progress=progress)
+        last = compare(masked, small, work.example, train_example=work.train_example, modes=work.modes, progress=progress)
         seconds |= {"plan": planned - begin, "lowering": lowered - planned, "verify": time.perf_counter() - lowered}
         if last.equal:
             after = {name: float(one(keep)) for name, one in costs.items()}

@@ -29,6 +29,9 @@ from effp_fx.inputs import Example, check_example, describe_mismatch, map_tensor
 from effp_fx.model_checks import check_model
 from effp_fx.recorder import Attempt, Recorder, Site, Watch, tensors_in, user_frame
 
+FAILED_ON_INPUTS = "failed on the example inputs"
+"""What an error says whose cause may be the inputs as well as the model."""
+
 
 @dataclass(frozen=True)
 class Capture:
@@ -140,7 +143,7 @@ def _failed(model: nn.Module, example: Example, error: Exception) -> CaptureErro
     first = str(error).splitlines()[0] if str(error) else ""
     mismatch = describe_mismatch(example, model)
     return CaptureError(
-        f"{type(model).__name__} failed on the example inputs",
+        f"{type(model).__name__} {FAILED_ON_INPUTS}",
         where=user_frame(error),
         seen=f"{type(error).__name__}: {first} (inputs: {given}{'; ' + mismatch if mismatch else ''})",
         mend="check that model(*example_inputs) runs; shape, dtype and device must be those the model was built for",
