@@ -116,3 +116,27 @@ def to_text(graph_module: fx.GraphModule) -> str:
         kinds = ", ".join(str(item) for item in infos(node))
         lines.append(f"{names[node]}: {kinds} = {call}")
     return "\n".join(lines)
+
+
+def same_ops(left: fx.GraphModule, right: fx.GraphModule) -> bool:
+    """Whether two graphs do the same but for flags (`training=True`): what is true of the channels of one is of both."""
+    one, two = list(left.graph.nodes), list(right.graph.nodes)
+    if len(one) != len(two):
+        return False
+    place = {node: index for nodes in (one, two) for index, node in enumerate(nodes)}
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, fx.Node):
+            return ("node", place[value])
+        if isinstance(value, (list, tuple)):
+            return tuple(plain(item) for item in value)
+        return "flag" if isinstance(value, bool) else value
+
+    return all(
+        first.op == second.op
+        and (first.target == second.target or first.op == "placeholder")
+        and plain(first.args) == plain(second.args)
+        and [(key, plain(value)) for key, value in first.kwargs.items()]
+        == [(key, plain(value)) for key, value in second.kwargs.items()]
+        for first, second in zip(one, two, strict=True)
+    )

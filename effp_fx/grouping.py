@@ -19,6 +19,7 @@ from effp_fx.groups import Analysis, ChannelGroup, Channels, Frozen, Graph, Slic
 from effp_fx.interpret import Interpretation, Shadows
 from effp_fx.ops.context import Call
 from effp_fx.ops.shadow import absolute, compress, crop, identity, map_ids, varying
+from effp_fx.settle import Facets
 
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 Hashes = npt.NDArray[np.uint64]
@@ -46,7 +47,7 @@ def build(work: Interpretation, parameters: set[str], bounds: Mapping[str, tuple
     numbering = _number(work)
     tensors = _tensors(work, numbering, parameters)
     groups = _groups(work, numbering, tensors, bounds or {})
-    graphs = tuple(Graph(capture, _graph_dims(shadows, numbering)) for capture, shadows in work.graphs)
+    graphs = tuple(Graph(capture, _graph_dims(shadows, work.facets, numbering)) for capture, shadows in work.graphs)
     flops, activations = _terms(graphs, work)
     notes = [*work.notes, *_notes(work)]
     return Analysis(
@@ -140,7 +141,9 @@ def _groups(
     groups = []
     for index, (start, stop) in enumerate(pairwise(numbering.starts)):
         own = slices[index]
-        layers = tuple(dict.fromkeys(_layer(part.tensor) for part in own if part.role == "out")) or (_layer(own[0].tensor),)
+        layers = tuple(dict.fromkeys(_layer(part.tensor) for part in own if part.role == "out")) or (
+            _layer(own[0].tensor),
+        )
         names[layers[0]] += 1
         name = layers[0] if names[layers[0]] == 1 else f"{layers[0]}#{names[layers[0]]}"
         gammas = tuple(dict.fromkeys(part.tensor for part in own if part.tensor in work.context.gammas))
@@ -154,24 +157,19 @@ def _layer(tensor: str) -> str:
     return path.partition(".parametrizations.")[0] if ".parametrizations." in path else path or tensor
 
 
-def _graph_dims(shadows: Shadows, numbering: _Numbering) -> dict[fx.Node, list[dict[int, Channels]]]:
+def _graph_dims(shadows: Shadows, facets: Facets, numbering: _Numbering) -> dict[fx.Node, list[dict[int, Channels]]]:
+    channels = numbering.of_id[facets.ids]
+    lines: dict[tuple[object, ...], tuple[int, Channels] | None] = {}
+    for key, (dim, start, stop) in facets.lines.items():
+        part = channels[start:stop]
+        lines[key] = (dim, part) if (part >= 0).any() else None
     table = torch.from_numpy(numbering.of_id + 1)
-    result: dict[fx.Node, list[dict[int, Channels]]] = {}
-    known: dict[tuple[object, ...], tuple[int, Channels] | None] = {}
-    for node, outputs in shadows.items():
-        found = []
-        for shadow in outputs:
-            dims: dict[int, Channels] = {}
-            for facet in shadow.facets:
-                key = identity(facet)
-                if key not in known:
-                    known[key] = _line(absolute(compress(map_ids(facet, table))))
-                line = known[key]
-                if line is not None:
-                    dims[line[0]] = line[1]
-            found.append(dims)
-        result[node] = found
-    return result
+    for key, (_, facet) in facets.wide.items():
+        lines[key] = _line(absolute(compress(map_ids(facet, table))))
+    return {
+        node: [dict(line for facet in shadow.facets if (line := lines[identity(facet)])) for shadow in outputs]
+        for node, outputs in shadows.items()
+    }
 
 
 def _line(facet: torch.Tensor) -> tuple[int, Channels] | None:
@@ -214,7 +212,9 @@ def _all_dims(node: fx.Node, value: graph.TensorInfo) -> tuple[tuple[fx.Node, in
     return tuple((node, dim) for dim in range(len(value.shape)))
 
 
-def _term(part: Graph, constant: float, factors: Iterable[tuple[fx.Node, int]], layer: str, node: fx.Node, output: int = 0) -> Term:
+def _term(
+    part: Graph, constant: float, factors: Iterable[tuple[fx.Node, int]], layer: str, node: fx.Node, output: int = 0
+) -> Term:
     channels = []
     for source, dim in factors:
         value = graph.infos(source)[output if source is node else 0]

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from effp_fx import graph, ops
+from effp_fx import graph, ops, settle
 from effp_fx.capture import Capture
 from effp_fx.channel_ids import ChannelIds, Owner, Reason
 from effp_fx.ops.context import Call, Context, Facets
-from effp_fx.ops.shadow import Shadow, absolute, compress, crop, flat, identity, is_empty, map_ids, spread, varying
+from effp_fx.ops.shadow import Shadow, flat, spread, varying
 
 Shadows = dict[fx.Node, list[Shadow]]
 
@@ -28,6 +28,8 @@ class Interpretation:
     owners: dict[str, list[Owner]] = field(default_factory=dict)
     graphs: list[tuple[Capture, Shadows]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    facets: settle.Facets = field(default_factory=settle.Facets)
+    """What the graphs hold, once settled."""
 
     def __post_init__(self) -> None:
         for name, shape in self.shapes.items():
@@ -66,36 +68,28 @@ class Interpretation:
             if name in used:
                 continue
             for owner in owners:
-                self.ids.freeze(np.arange(owner.start, owner.stop), Reason("does not run on the example inputs", module=name))
+                self.ids.freeze(
+                    np.arange(owner.start, owner.stop), Reason("does not run on the example inputs", module=name)
+                )
 
     def settle(self) -> None:
-        """Make every value rectangular: where channels vary along two dimensions, unite along one; freeze what would
-        empty a tensor. Runs until nothing changes."""
-        pending = {
-            identity(facet): (node, facet)
-            for _, shadows in self.graphs
-            for node, outputs in shadows.items()
-            for shadow in outputs
-            for facet in shadow.facets
-        }
-        while True:
-            before = (self.ids.roots().copy(), self.ids.frozen_mask().copy())
-            table = torch.from_numpy(np.where(before[1], 0, before[0]))
-            done = [key for key, (node, facet) in pending.items() if _settled(self.context, node, facet, table)]
-            for key in done:
-                del pending[key]
-            if np.array_equal(before[0], self.ids.roots()) and np.array_equal(before[1], self.ids.frozen_mask()):
-                return
+        """Make every value rectangular, and empty none."""
+        self.facets = settle.collect(shadows for _, shadows in self.graphs)
+        settle.settle(self.context, self.facets)
 
     def _weight(self, node: fx.Node) -> Shadow:
         shape, name = graph.info(node).shape, str(node.target)
         owners = self.owners.get(name, [])
-        facets = tuple(spread(torch.arange(owner.start, owner.stop, dtype=torch.int32), owner.dim, shape) for owner in owners)
+        facets = tuple(
+            spread(torch.arange(owner.start, owner.stop, dtype=torch.int32), owner.dim, shape) for owner in owners
+        )
         return Shadow(shape, facets, from_input=False)
 
     def _freeze_outputs(self, node: fx.Node, shadows: Shadows) -> None:
         for source in node.all_input_nodes:
-            reason = Reason("reaches the model's output", "output", source.meta.get("module", ""), source.meta.get("source", ""))
+            reason = Reason(
+                "reaches the model's output", "output", source.meta.get("module", ""), source.meta.get("source", "")
+            )
             for shadow in shadows[source]:
                 for facet in shadow.facets:
                     self.ids.freeze(flat(facet), reason)
@@ -112,7 +106,10 @@ class Interpretation:
             source, index = node.args
             return [shadows[source][index]]  # type: ignore[index]  # as the recorder wrote them
         outputs = graph.infos(node)
-        from_input = any(shadow.from_input for source in node.all_input_nodes for shadow in shadows[source]) or not node.all_input_nodes
+        from_input = (
+            any(shadow.from_input for source in node.all_input_nodes for shadow in shadows[source])
+            or not node.all_input_nodes
+        )
         row = ops.find(node)
         if any(shadow.facets for source in node.all_input_nodes for shadow in shadows[source]) or (row and row.creates):
             before = len(self.context.consumed)
@@ -137,7 +134,9 @@ class Interpretation:
         ]
         if ids:
             read = self.context.consumed[before:]
-            self.context.shown.append(np.setdiff1d(np.concatenate(ids), np.concatenate(read) if read else []).astype(np.int64))
+            self.context.shown.append(
+                np.setdiff1d(np.concatenate(ids), np.concatenate(read) if read else []).astype(np.int64)
+            )
 
     def _apply(self, call: Call, outputs: int) -> list[Facets]:
         row = ops.find(call.node)
@@ -148,7 +147,9 @@ class Interpretation:
             result = row.rule(self.context, call)
         except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError, AttributeError) as error:
             # A form of the op that its row does not foresee: keeping its channels is always right.
-            self.notes.append(f"{graph.op_name(call.node)} at {graph.place(call.node)}: {type(error).__name__}: {error}")
+            self.notes.append(
+                f"{graph.op_name(call.node)} at {graph.place(call.node)}: {type(error).__name__}: {error}"
+            )
             self.context.pin(call, "a form of this op that its row does not cover")
             return [[] for _ in range(outputs)]
         if result and isinstance(result[0], list):
@@ -162,7 +163,9 @@ class Interpretation:
         kept = []
         for facet in facets:
             if tuple(facet.shape) != shape:
-                raise AssertionError(f"{node.name}: a facet of shape {tuple(facet.shape)} for a tensor of shape {shape}")
+                raise AssertionError(
+                    f"{node.name}: a facet of shape {tuple(facet.shape)} for a tensor of shape {shape}"
+                )
             if varying(facet):
                 kept.append(facet)
                 continue
@@ -194,7 +197,10 @@ class _Aliases:
         others = [
             other
             for other in self._members.get(target.meta.get("storage"), [])  # type: ignore[arg-type]  # None finds nothing
-            if other is not target and other is not node and self._order[other] < self._order[node] and self._read_later(other, node)
+            if other is not target
+            and other is not node
+            and self._order[other] < self._order[node]
+            and self._read_later(other, node)
         ]
         before, after = shadows[target][0], shadows[node][0]
         if not others or _alike(before, after):
@@ -234,36 +240,3 @@ def _alike(left: Shadow, right: Shadow) -> bool:
 
 def _reason(node: fx.Node, text: str) -> Reason:
     return Reason(text, graph.op_name(node), node.meta.get("module", ""), node.meta.get("source", ""))
-
-
-def _settled(context: Context, node: fx.Node, facet: Tensor, table: Tensor) -> bool:
-    """Whether nothing more can come of this facet. Where it is not rectangular or would leave nothing, unite or freeze."""
-    small = absolute(map_ids(facet, table))
-    if is_empty(small):
-        return True
-    small = compress(small)
-    along = varying(small)
-    if not along:
-        context.ids.freeze(flat(small), _reason(node, "a whole tensor would be left empty"))
-        return True
-    if len(along) == 1:
-        return False
-    best = max(along, key=lambda dim: (_classes(small, dim), -dim))
-    context._line(Call(node, {}), crop(small), best)
-    return False
-
-
-def _classes(small: Tensor, dim: int) -> int:
-    """How many channels are left if everything within one index of `dim` is united."""
-    rows = crop(small).movedim(dim, 0).reshape(small.shape[dim], -1).numpy()
-    whole = (rows > 0).all(1)
-    if not whole.any():
-        return 0
-    values, compact = np.unique(rows[whole], return_inverse=True)
-    ids = ChannelIds()
-    first = ids.new("values", 0, len(values)).start
-    table = compact.reshape(rows[whole].shape) + first
-    ids.unite(np.repeat(table[:, 0], table.shape[1]), table.reshape(-1))
-    roots = ids.roots()
-    lost = np.unique(roots[np.searchsorted(values, np.intersect1d(rows[~whole], values)) + first]) if (~whole).any() else []
-    return len(np.unique(roots[first:])) - len(lost)

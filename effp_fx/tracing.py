@@ -16,6 +16,7 @@ from effp_fx import binding, grouping, size_rules, trial
 from effp_fx.capture import Capture, capture, named_tensors
 from effp_fx.channel_ids import Reason
 from effp_fx.errors import CaptureError, NameNotFoundError
+from effp_fx.graph import same_ops
 from effp_fx.group_file import GroupRules
 from effp_fx.groups import Analysis, Keep
 from effp_fx.inputs import Example
@@ -36,6 +37,8 @@ class Tracing:
     train_example: Example | None
     work: Interpretation
     analysis: Analysis
+    modes: tuple[str, ...] = ("eval",)
+    """The modes that the model ran in: `eval`, `train`. One graph stands for both where they do the same ops."""
     rules: list[trial.SizeRule] = field(default_factory=list)
     bounds: dict[str, tuple[int, int]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -179,6 +182,9 @@ def trace(
     captured = time.perf_counter()
     progress("interpret")
     work = Interpretation(_shapes(model))
+    modes = tuple("train" if recorded.train else "eval" for recorded in captures)
+    if len(captures) == 2 and same_ops(captures[0].graph_module, captures[1].graph_module):
+        del captures[1]
     for recorded in captures:
         work.walk(recorded)
     work.freeze_unused()
@@ -186,7 +192,7 @@ def trace(
     work.notes += notes
     analysis = grouping.build(work, {name for name, _ in model.named_parameters()})
     seconds = {"capture": captured - begin, "analysis": time.perf_counter() - captured}
-    tracing = Tracing(model, example, train_example, work, analysis, seconds=seconds)
+    tracing = Tracing(model, example, train_example, work, analysis, modes, seconds=seconds)
     tracing.settle(progress)
     return tracing
 

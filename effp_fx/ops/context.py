@@ -138,7 +138,7 @@ class Context:
         for facet in shadow.facets:
             if dim not in varying(facet):
                 continue
-            line = self._line(call, facet, dim)
+            line = self.level(call, facet, dim)
             if vector is None:
                 vector = line
             else:
@@ -146,7 +146,8 @@ class Context:
                 vector = self.match(call, vector, line, "two different uses of one dimension meet") * sign
         return vector
 
-    def _line(self, call: Call, facet: Tensor, dim: int) -> Tensor:
+    def level(self, call: Call, facet: Tensor, dim: int) -> Tensor:
+        """Unite everything within each index of `dim`; an index of which a part has no channel stays. Returns the line."""
         rows = crop(facet).movedim(dim, 0).reshape(facet.shape[dim], -1)
         if rows.shape[1] == 1:
             return rows[:, 0].to(torch.int32)
@@ -176,7 +177,9 @@ class Context:
         shape = [1 if dim in dims else size for dim, size in enumerate(facet.shape)]
         return line.expand(shape)
 
-    def read(self, call: Call, vector: Tensor, *, text: str = "not zero while masked, and this op would see the value") -> Tensor:
+    def read(
+        self, call: Call, vector: Tensor, *, text: str = "not zero while masked, and this op would see the value"
+    ) -> Tensor:
         """The channels a consumer reads: those whose value is not zero while masked are frozen and dropped."""
         leaking = vector < 0
         if bool(leaking.any()):

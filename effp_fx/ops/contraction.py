@@ -21,7 +21,9 @@ UNCOUPLED = "the other side of this product has no channels along the contracted
 # -- products of two tensors --------------------------------------------------------------------------------------------
 
 
-def contract(context: Context, call: Call, sides: Sequence[tuple[Shadow, str]], out: str, shape: tuple[int, ...]) -> Facets:
+def contract(
+    context: Context, call: Call, sides: Sequence[tuple[Shadow, str]], out: str, shape: tuple[int, ...]
+) -> Facets:
     """The facets of a product of two tensors, dimensions named by letters as in einsum.
 
     A letter that the result lacks is summed over: its channels on both sides are united. Where they also vary along a
@@ -46,7 +48,9 @@ def _whole_batches(context: Context, call: Call, shadow: Shadow, letters: str, b
         heads = [dim for dim in along if letters[dim] in batch]
         if over and heads:
             small = crop(facet)
-            rows = small.movedim(heads, tuple(range(len(heads)))).reshape(math.prod(facet.shape[dim] for dim in heads), -1)
+            rows = small.movedim(heads, tuple(range(len(heads)))).reshape(
+                math.prod(facet.shape[dim] for dim in heads), -1
+            )
             partial = (rows == 0).any(1)
             context.freeze(call, rows[partial], "only a part of this head belongs to a channel")
             context.unite(rows[:, :1].expand(rows.shape).contiguous(), rows.contiguous())
@@ -78,7 +82,9 @@ def _join(context: Context, call: Call, sides: Sequence[tuple[Shadow, str]], let
     zero = torch.stack(safe).any(0)
     leaking = ~zero & (vectors[0] != 0)
     if bool(leaking.any()):
-        context.freeze(call, [vector[leaking] for vector in vectors], "not zero while masked, and this op would see the value")
+        context.freeze(
+            call, [vector[leaking] for vector in vectors], "not zero while masked, and this op would see the value"
+        )
     if len(vectors) == 2:
         context.match(call, vectors[0], vectors[1], UNCOUPLED)
 
@@ -162,11 +168,15 @@ def attention(context: Context, call: Call) -> Facets:
     query, key, value = (call.shadow(call[name]) for name in ("query", "key", "value"))
     rank = len(query.shape)
     batch = "abcdefgh"[: rank - 2]
-    if any(len(side.shape) != rank for side in (key, value)) or (call.first("enable_gqa") and query.shape[:-2] != key.shape[:-2]):
+    if any(len(side.shape) != rank for side in (key, value)) or (
+        call.first("enable_gqa") and query.shape[:-2] != key.shape[:-2]
+    ):
         return context.pin(call, "attention with different numbers of heads")
     scores_shape = (*query.shape[:-1], key.shape[-2])
     heads_only = [_heads(context, call, side, call.first("scale") is None) for side in (query, key)]
-    scores = contract(context, call, [(heads_only[0], batch + "tk"), (heads_only[1], batch + "sk")], batch + "ts", scores_shape)
+    scores = contract(
+        context, call, [(heads_only[0], batch + "tk"), (heads_only[1], batch + "sk")], batch + "ts", scores_shape
+    )
     if call["attn_mask"] is not None:
         mask = call.shadow(call["attn_mask"])
         scores = combine(context, call, [Shadow(scores_shape, tuple(scores)), mask], scores_shape, "other")
@@ -237,20 +247,30 @@ def convolution(context: Context, call: Call) -> Facets:
     return combine(context, call, [Shadow(call.out.shape, tuple(facets)), along], call.out.shape, "add")
 
 
-def _dense(context: Context, call: Call, channels: Tensor | None, read: Tensor | None, made: Tensor | None) -> Tensor | None:
+def _dense(
+    context: Context, call: Call, channels: Tensor | None, read: Tensor | None, made: Tensor | None
+) -> Tensor | None:
     if read is not None:
         context.consume(read)
     if channels is not None:
         channels = context.read(call, channels)
     if channels is None or read is None:
-        context.freeze(call, [vector for vector in (channels, read) if vector is not None], "reads a tensor without channels")
+        context.freeze(
+            call, [vector for vector in (channels, read) if vector is not None], "reads a tensor without channels"
+        )
     else:
         context.match(call, channels, read, "reads a tensor without channels")
     return made
 
 
 def _depthwise(
-    context: Context, call: Call, channels: Tensor | None, made: Tensor | None, read: Tensor | None, weight: Shadow, transposed: bool
+    context: Context,
+    call: Call,
+    channels: Tensor | None,
+    made: Tensor | None,
+    read: Tensor | None,
+    weight: Shadow,
+    transposed: bool,
 ) -> Tensor | None:
     """One kernel per channel (times a multiplier): the channel goes through, its kernels with it."""
     groups = int(call["groups"])
@@ -271,7 +291,13 @@ def _depthwise(
 
 
 def _grouped(
-    context: Context, call: Call, channels: Tensor | None, read: Tensor | None, made: Tensor | None, groups: int, transposed: bool
+    context: Context,
+    call: Call,
+    channels: Tensor | None,
+    read: Tensor | None,
+    made: Tensor | None,
+    groups: int,
+    transposed: bool,
 ) -> Tensor | None:
     """The same position of every group goes, so that groups stay of equal size."""
 
@@ -315,7 +341,9 @@ def linear_flops(call: Call) -> list[Factors]:
 def product_flops(call: Call) -> list[Factors]:
     """Two per multiply-accumulate of a matrix product."""
     left = call.first("mat1", "batch1") or call.first("self", "input")
-    return [(2.0, (*((call.node, dim) for dim in range(len(call.out.shape))), (left, len(call.shadow(left).shape) - 1)))]
+    return [
+        (2.0, (*((call.node, dim) for dim in range(len(call.out.shape))), (left, len(call.shadow(left).shape) - 1)))
+    ]
 
 
 def einsum_flops(call: Call) -> list[Factors]:

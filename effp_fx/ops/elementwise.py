@@ -67,7 +67,9 @@ def _fits(context: Context, call: Call, facet: Tensor, others: Sequence[Shadow],
     return True
 
 
-def _merge(context: Context, call: Call, merged: list[Tensor], facets: list[Tensor], kind: str, *, first: bool) -> list[Tensor]:
+def _merge(
+    context: Context, call: Call, merged: list[Tensor], facets: list[Tensor], kind: str, *, first: bool
+) -> list[Tensor]:
     if first:
         return facets
     result, left = [], list(facets)
@@ -113,7 +115,9 @@ def _unary(sign: int) -> Any:
         shadow = operands(call)[0]
         return [signed(facet, sign).expand(call.out.shape) for facet in shadow.facets]
 
-    rule.__doc__ = "Passes channels on; zero stays zero." if sign > 0 else "Passes channels on; zero does not stay zero."
+    rule.__doc__ = (
+        "Passes channels on; zero stays zero." if sign > 0 else "Passes channels on; zero does not stay zero."
+    )
     return rule
 
 
@@ -228,8 +232,12 @@ def prelu(context: Context, call: Call) -> Facets:
 
 def add_product(context: Context, call: Call) -> Facets:
     """self + value * tensor1 * tensor2."""
-    product = combine(context, call, [call.shadow(call["tensor1"]), call.shadow(call["tensor2"])], call.out.shape, "mul")
-    return combine(context, call, [call.shadow(call["self"]), Shadow(call.out.shape, tuple(product))], call.out.shape, "add")
+    product = combine(
+        context, call, [call.shadow(call["tensor1"]), call.shadow(call["tensor2"])], call.out.shape, "mul"
+    )
+    return combine(
+        context, call, [call.shadow(call["self"]), Shadow(call.out.shape, tuple(product))], call.out.shape, "add"
+    )
 
 
 def gated(context: Context, call: Call) -> Facets:

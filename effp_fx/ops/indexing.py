@@ -121,7 +121,10 @@ def put(context: Context, call: Call) -> Facets:
             context.freeze(call, facet, "is written into at places that are chosen by a tensor")
     own = tuple(facet for facet in target.facets if all(dim >= taken for dim in varying(facet)))
     source = Shadow(values.shape[max(len(values.shape) - rest, 0) :], tuple(kept))
-    view = Shadow((*(1 for _ in range(taken)), *target.shape[taken:]), tuple(crop(f).expand((*(1,) * taken, *target.shape[taken:])) for f in own))
+    view = Shadow(
+        (*(1 for _ in range(taken)), *target.shape[taken:]),
+        tuple(crop(f).expand((*(1,) * taken, *target.shape[taken:])) for f in own),
+    )
     merged = combine(context, call, [view, source], (*(1,) * taken, *target.shape[taken:]), "add")
     return [facet.expand(call.out.shape) for facet in merged if rank]
 

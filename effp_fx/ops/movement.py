@@ -74,14 +74,18 @@ def hold_place(context: Context, call: Call, index: int) -> None:
         if dim in along and len(along) > 1:
             context.collapse(call, facet, [dim])  # one of several parts alike (query, key, value): they stay in step
         elif dim in along:
-            counted = facet.narrow(dim, 0, index + 1) if index >= 0 else facet.narrow(dim, facet.shape[dim] + index, -index)
+            counted = (
+                facet.narrow(dim, 0, index + 1) if index >= 0 else facet.narrow(dim, facet.shape[dim] + index, -index)
+            )
             context.freeze(call, counted, "is counted on the way to a channel that is taken by its number")
 
 
 def rolled(context: Context, call: Call) -> Facets:
     """Runs the op on the ids; channels that are rolled stay, because fewer of them would roll elsewhere."""
     rank = len(call.out.shape)
-    shifts, dims = (list(value) if isinstance(value, (list, tuple)) else [value] for value in (call["shifts"], call["dims"]))
+    shifts, dims = (
+        list(value) if isinstance(value, (list, tuple)) else [value] for value in (call["shifts"], call["dims"])
+    )
     places = list(zip(shifts, dims, strict=True)) if dims else [(1, dim) for dim in range(rank)]
     for facet in _facets(call):
         if any(dim % rank in varying(facet) and shift % call.out.shape[dim] for shift, dim in places):
@@ -210,7 +214,8 @@ def _layers(shadows: list[Shadow], dim: int) -> Iterator[tuple[Tensor | None, ..
     ways = {None if dim in varying(facet) else varying(facet): None for shadow in shadows for facet in shadow.facets}
     for way in ways:
         fitting = [
-            [facet for facet in shadow.facets if (None if dim in varying(facet) else varying(facet)) == way] for shadow in shadows
+            [facet for facet in shadow.facets if (None if dim in varying(facet) else varying(facet)) == way]
+            for shadow in shadows
         ]
         yield from itertools.zip_longest(*fitting)
 
@@ -281,7 +286,12 @@ add("slice", "move", sliced, sizes=slice_sizes)
 add("select", "move", picked, sizes=select_sizes)
 add("narrow", "move", cut, sizes=narrow_sizes)
 add("diagonal unfold", "move", cut)
-add("split chunk tensor_split unsafe_split unsafe_chunk split_with_sizes hsplit vsplit dsplit", "move", divided, sizes=split_sizes)
+add(
+    "split chunk tensor_split unsafe_split unsafe_chunk split_with_sizes hsplit vsplit dsplit",
+    "move",
+    divided,
+    sizes=split_sizes,
+)
 add("unbind", "move", divided)
 add("cat concat concatenate", "move", joined)
 add("stack", "move", stacked)

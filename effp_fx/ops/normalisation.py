@@ -37,7 +37,11 @@ def _affine(
     """
     followers = {name: context.vector(call, call.shadow(call[name]), 0) for name in ("weight", "bias", *statistics)}
     if channels is None:
-        context.freeze(call, [vector for vector in followers.values() if vector is not None], "normalises a tensor without channels")
+        context.freeze(
+            call,
+            [vector for vector in followers.values() if vector is not None],
+            "normalises a tensor without channels",
+        )
         return []
     silent = channels > 0
     for vector in followers.values():

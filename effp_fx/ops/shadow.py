@@ -31,7 +31,9 @@ class Shadow:
 
 def varying(facet: Tensor) -> tuple[int, ...]:
     """The dimensions along which the facet changes."""
-    return tuple(dim for dim, (size, step) in enumerate(zip(facet.shape, facet.stride(), strict=True)) if size > 1 and step != 0)
+    return tuple(
+        dim for dim, (size, step) in enumerate(zip(facet.shape, facet.stride(), strict=True)) if size > 1 and step != 0
+    )
 
 
 def crop(facet: Tensor, dims: tuple[int, ...] | None = None) -> Tensor:

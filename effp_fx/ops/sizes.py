@@ -99,7 +99,9 @@ def _clip(value: Any, size: int, default: int) -> int:
 SPLIT_TARGET = torch.ops.aten.split_with_sizes.default
 SQUEEZE_TARGET = torch.ops.aten.squeeze.dims
 """What the calls below become once their sizes are spelled out."""
-_BY_COUNT = frozenset(f"aten.{name}" for name in "split chunk tensor_split unsafe_split unsafe_chunk split_with_sizes".split())
+_BY_COUNT = frozenset(
+    f"aten.{name}" for name in ["split", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk", "split_with_sizes"]
+)
 
 
 def spelled_out(node: fx.Node) -> Any:

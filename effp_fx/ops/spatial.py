@@ -134,7 +134,11 @@ add(
     resized,
 )
 add("constant_pad_nd pad", "pass", padded)
-add("reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d", "pass", mirrored)
+add(
+    "reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d",
+    "pass",
+    mirrored,
+)
 add("grid_sampler grid_sampler_2d grid_sampler_3d", "pass", sampled)
 add("torchvision.roi_align torchvision.roi_pool", "pass", pooled_regions)
 add("torchvision.deform_conv2d", "make", deformed, flops=convolution_flops)

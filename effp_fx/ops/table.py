@@ -92,7 +92,9 @@ def find(node: fx.Node) -> Row | None:
     return None
 
 
-def register_op(name: str, rule: Rule | None = None, *, like: str | None = None, kind: str = "pass", flops: Flops | None = None) -> None:
+def register_op(
+    name: str, rule: Rule | None = None, *, like: str | None = None, kind: str = "pass", flops: Flops | None = None
+) -> None:
     """Teach the compiler an op of your own.
 
     Args:
@@ -109,13 +111,17 @@ def register_op(name: str, rule: Rule | None = None, *, like: str | None = None,
     if full.count(".") != 1:
         raise RegistrationError(f"{name!r} does not name an op", expected='"namespace::op", without the overload')
     if (rule is None) == (like is None):
-        raise RegistrationError(f"give {name!r} either a rule or an op that it is like", mend=f'register_op("{name}", like="relu")')
+        raise RegistrationError(
+            f"give {name!r} either a rule or an op that it is like", mend=f'register_op("{name}", like="relu")'
+        )
     if kind not in KINDS:
         raise RegistrationError(f"no kind {kind!r}", expected=", ".join(KINDS))
     if like is not None:
         source = _ROWS.get(like if "." in like else f"aten.{like}".replace("::", "."))
         if source is None:
-            raise RegistrationError(f"no row for {like!r}", mend="effp_fx.ops.rows() lists the rows; docs/ops.md shows them")
+            raise RegistrationError(
+                f"no row for {like!r}", mend="effp_fx.ops.rows() lists the rows; docs/ops.md shows them"
+            )
         _ROWS[full] = replace(source, name=full, flops=flops or source.flops)
     elif rule is not None:
         _ROWS[full] = Row(full, kind, rule, flops, None, (rule.__doc__ or "").strip().split("\n")[0])

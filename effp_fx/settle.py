@@ -1,0 +1,133 @@
+"""Settles the shadows of a model: makes every value rectangular and empties none; keeps them as one array of ids.
+
+Almost every facet varies along one dimension. Those lie end to end in one array, so that a round costs a few array
+operations however many ops a model has; the few that vary along several are looked at one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from effp_fx import graph
+from effp_fx.channel_ids import ChannelIds, Ids, Reason
+from effp_fx.ops.context import Call, Context
+from effp_fx.ops.shadow import (
+    Shadow,
+    absolute,
+    compress,
+    crop,
+    flat,
+    identity,
+    is_empty,
+    map_ids,
+    varying,
+)
+
+Key = tuple[object, ...]
+
+
+@dataclass
+class Facets:
+    """Every distinct facet of a model."""
+
+    lines: dict[Key, tuple[int, int, int]] = field(default_factory=dict)
+    """Facets along one dimension: that dimension, and where in `ids` they start and stop."""
+    nodes: list[fx.Node] = field(default_factory=list)
+    """For each line the first op that has it."""
+    ids: Ids = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    wide: dict[Key, tuple[fx.Node, Tensor]] = field(default_factory=dict)
+    """Facets along several dimensions."""
+
+
+def collect(shadows: Iterable[dict[fx.Node, list[Shadow]]]) -> Facets:
+    """Sort the facets of these graphs."""
+    found = Facets()
+    pieces: list[Ids] = []
+    position = 0
+    for graph_shadows in shadows:
+        for node, outputs in graph_shadows.items():
+            for facet in (facet for shadow in outputs for facet in shadow.facets):
+                key = identity(facet)
+                if key in found.lines or key in found.wide:
+                    continue
+                along = varying(facet)
+                if len(along) != 1:
+                    found.wide[key] = (node, facet)
+                    continue
+                values = flat(facet)
+                found.lines[key] = (along[0], position, position + len(values))
+                found.nodes.append(node)
+                pieces.append(values)
+                position += len(values)
+    if pieces:
+        found.ids = np.concatenate(pieces)
+    return found
+
+
+def settle(context: Context, facets: Facets) -> None:
+    """Unite along one dimension where channels vary along two; freeze what would empty a tensor; until nothing changes."""
+    starts = np.array([start for _, start, _ in facets.lines.values()], dtype=np.int64)
+    pending = dict(facets.wide)
+    while True:
+        roots, frozen = context.ids.roots().copy(), context.ids.frozen_mask().copy()
+        table = np.where(frozen, 0, roots)
+        if len(starts):
+            _freeze_whole_lines(context, facets, starts, table)
+        mapped = torch.from_numpy(table)
+        done = [key for key, (node, facet) in pending.items() if _is_done(context, node, facet, mapped)]
+        for key in done:
+            del pending[key]
+        if np.array_equal(roots, context.ids.roots()) and np.array_equal(frozen, context.ids.frozen_mask()):
+            return
+
+
+def _freeze_whole_lines(context: Context, facets: Facets, starts: Ids, table: Ids) -> None:
+    """A line that is all one channel: without it nothing of the tensor would be left."""
+    channels = table[facets.ids]
+    low, high = np.minimum.reduceat(channels, starts), np.maximum.reduceat(channels, starts)
+    for index in np.flatnonzero((low == high) & (low > 0)).tolist():
+        context.ids.freeze(low[index : index + 1], _empties(facets.nodes[index]))
+
+
+def _empties(node: fx.Node) -> Reason:
+    text = "a whole tensor would be left empty"
+    return Reason(text, graph.op_name(node), node.meta.get("module", ""), node.meta.get("source", ""))
+
+
+def _is_done(context: Context, node: fx.Node, facet: Tensor, table: Tensor) -> bool:
+    """Whether nothing more can come of this facet; unites or freezes where it is not rectangular or leaves nothing."""
+    small = absolute(map_ids(facet, table))
+    if is_empty(small):
+        return True
+    small = compress(small)
+    along = varying(small)
+    if not along:
+        context.ids.freeze(flat(small), _empties(node))
+        return True
+    if len(along) == 1:
+        return False
+    best = max(along, key=lambda dim: (_classes(small, dim), -dim))
+    context.level(Call(node, {}), crop(small), best)
+    return False
+
+
+def _classes(small: Tensor, dim: int) -> int:
+    """How many channels are left if everything within one index of `dim` is united."""
+    rows = crop(small).movedim(dim, 0).reshape(small.shape[dim], -1).numpy()
+    whole = (rows > 0).all(1)
+    if not whole.any():
+        return 0
+    values, compact = np.unique(rows[whole], return_inverse=True)
+    ids = ChannelIds()
+    first = ids.new("values", 0, len(values)).start
+    table = compact.reshape(rows[whole].shape) + first
+    ids.unite(np.repeat(table[:, 0], table.shape[1]), table.reshape(-1))
+    roots = ids.roots()
+    partial = np.intersect1d(rows[~whole], values)
+    lost = np.unique(roots[np.searchsorted(values, partial) + first])
+    return len(np.unique(roots[first:])) - len(lost)
