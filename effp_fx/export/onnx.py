@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import tempfile
 import time
@@ -15,8 +16,8 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from effp_fx import dense_part
-from effp_fx.capture import Capture, capture, private_copy, tensors_of, undisturbed
+from effp_fx import dense_part, graph
+from effp_fx.capture import capture, private_copy, tensors_of, undisturbed
 from effp_fx.dense_part import DensePart
 from effp_fx.errors import ExportError
 from effp_fx.export import exporters, onnx_file, parity
@@ -105,24 +106,13 @@ def export_onnx(
     target = _check_request(Path(path), part, opset)
     network = _network(model)
     example = as_example(example_inputs) if example_inputs is not None else example_for(network)
-    progress("capture in eval mode")
-    recorded = capture(network, example)
-    found = dense_part.find(recorded, example)
-    _check_dtypes(found)
-    signature = Signature(found.inputs, found.outputs, ({},) * len(found.inputs), ({},) * len(found.outputs))
-    examples = [example]
-    if dynamic_batch:
-        progress("capture with a larger batch")
-        free = free_batch(network, example, found)
-        found, examples = free.part, [example, free.example]
-        signature = Signature(found.inputs, found.outputs, free.free_inputs, free.free_outputs)
+    made = _record(network, example, dynamic_batch, progress)
     with tempfile.TemporaryDirectory(prefix="effp_fx-") as folder:
         file = Path(folder) / target.name
         progress(f"write opset {opset}")
-        before, notes = _write(found, examples[-1], file, opset, signature, simplify)
+        before, remarks = _write(made, file, opset, simplify)
         progress("run in ONNX Runtime beside PyTorch")
-        errors = parity.Errors()
-        notes += _compare(network, recorded, found, examples, file, errors)
+        errors = _compare(network, made, file)
         size = onnx_file.put(file, target)
         written = onnx.load(str(file), load_external_data=False)
     return ExportReport(
@@ -137,9 +127,33 @@ def export_onnx(
         max_absolute_error=errors.absolute,
         max_relative_error=errors.relative,
         seconds=time.perf_counter() - begin,
-        own_outputs=found.own_outputs,
-        notes=tuple(dict.fromkeys(notes)),
+        own_outputs=made.part.own_outputs,
+        notes=(*remarks, *errors.remarks()),
     )
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """The network to write, and the inputs that it is compared on; it is exported on the last of them."""
+
+    part: DensePart
+    signature: Signature
+    examples: tuple[Example, ...]
+    reads: tuple[str, ...]
+
+
+def _record(network: nn.Module, example: Example, dynamic_batch: bool, progress: Progress) -> _Recorded:
+    progress("capture in eval mode")
+    recorded = capture(network, example)
+    found = dense_part.find(recorded, example)
+    _check_dtypes(found)
+    if not dynamic_batch:
+        fixed = Signature(found.inputs, found.outputs, ({},) * len(found.inputs), ({},) * len(found.outputs))
+        return _Recorded(found, fixed, (example,), recorded.reads)
+    progress("capture with a larger batch")
+    free = free_batch(network, example, found)
+    signature = Signature(free.part.inputs, free.part.outputs, free.free_inputs, free.free_outputs)
+    return _Recorded(free.part, signature, (example, free.example), recorded.reads)
 
 
 def _check_request(path: Path, part: str, opset: int) -> Path:
@@ -174,17 +188,18 @@ def _check_dtypes(found: DensePart) -> None:
         )
 
 
-def _write(
-    found: DensePart, example: Example, file: Path, opset: int, signature: Signature, simplify: bool
-) -> tuple[int, list[str]]:
+def _write(made: _Recorded, file: Path, opset: int, simplify: bool) -> tuple[int, list[str]]:
     """Write the checked, simplified file; return the number of nodes before simplification, and remarks."""
-    tensors = example.tensors()
-    exporters.write(found.graph_module, [tensors[index] for index in found.taken], file, opset, signature)
+    tensors = made.examples[-1].tensors()
+    inputs = [tensors[index] for index in made.part.taken]
+    exporters.write(made.part.graph_module, inputs, file, opset, made.signature)
     model = onnx_file.read(file, opset)
-    before, notes = len(model.graph.node), []
+    before = len(model.graph.node)
+    notes: list[str] = []
     if simplify:
         model, why_not = onnx_file.simplify(model)
         notes += [why_not] if why_not else []
+    _state_shapes(model, made.part, made.signature)
     for old in file.parent.iterdir():
         old.unlink()
     onnx_file.save(model, file)
@@ -192,22 +207,35 @@ def _write(
     return before, notes
 
 
-def _compare(
-    network: nn.Module, recorded: Capture, found: DensePart, examples: list[Example], file: Path, errors: parity.Errors
-) -> list[str]:
+def _state_shapes(model: onnx.ModelProto, found: DensePart, signature: Signature) -> None:
+    """Write the sizes that are known into the outputs: exporters give up on them where a dimension is free."""
+    nodes: Any = found.graph_module.graph.output_node().args[0]
+    for value, node, free in zip(model.graph.output, nodes, signature.free_outputs, strict=True):
+        value.type.tensor_type.ClearField("shape")
+        for dim, size in enumerate(graph.info(node).shape):
+            entry = value.type.tensor_type.shape.dim.add()
+            if dim in free:
+                entry.dim_param = free[dim]
+            else:
+                entry.dim_value = size
+
+
+def _compare(network: nn.Module, made: _Recorded, file: Path) -> parity.Errors:
     """Compare the file with the dense part, and with the model itself where the outputs are its own."""
     session = parity.open_session(file)
     runner = private_copy(network).eval()
-    notes = []
-    doubt = f"what Python read out of tensors is fixed to the example: {recorded.reads[0]}" if recorded.reads else None
-    for example in examples:
+    part, errors = made.part, parity.Errors()
+    doubt = f"what Python read out of tensors is fixed to the example: {made.reads[0]}" if made.reads else None
+    for example in made.examples:
         for kind, inputs in (("the example inputs", example), ("random inputs", parity.other_values(example))):
-            if found.own_outputs:
-                own = partial(_run_model, runner)
-                notes += parity.compare(session, found, inputs, own, errors, where=f"the model on {kind}", doubt=doubt)
-            graph = partial(parity.run_graph, found.graph_module, found)
-            notes += parity.compare(session, found, inputs, graph, errors, where=f"the recording on {kind}")
-    return notes
+            got = parity.run_onnx(session, part, inputs)
+            noise = functools.cache(partial(parity.rounding, part, inputs))
+            recording = partial(parity.run_graph, part.graph_module, part)
+            parity.compare(got, part, inputs, recording, errors, noise=noise, where=f"the recording on {kind}")
+            if part.own_outputs:
+                own, where = partial(_run_model, runner), f"the model on {kind}"
+                parity.compare(got, part, inputs, own, errors, noise=noise, where=where, doubt=doubt)
+    return errors
 
 
 def _run_model(runner: nn.Module, example: Example) -> Sequence[Tensor]:

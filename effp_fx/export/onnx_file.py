@@ -60,7 +60,7 @@ def save(model: onnx.ModelProto, path: Path) -> None:
     if model.ByteSize() <= ONE_FILE:
         path.write_bytes(model.SerializeToString())
         return
-    onnx.save_model(model, str(path), save_as_external_data=True, location=f"{path.name}.data")
+    onnx.save_model(model, str(path), save_as_external_data=True, location=f"{path.name}.data", size_threshold=256)
 
 
 def put(source: Path, path: Path) -> int:

@@ -1,4 +1,4 @@
-"""Runs an ONNX file in ONNX Runtime beside the PyTorch network it was made from, and measures how far apart they are."""
+"""Runs an ONNX file in ONNX Runtime beside the PyTorch network it was made from, and measures how far they differ."""
 
 from __future__ import annotations
 
@@ -32,11 +32,24 @@ class Errors:
     absolute: dict[str, float] = field(default_factory=dict)
     relative: dict[str, float] = field(default_factory=dict)
     """Absolute error over the largest finite value of the output; for whole numbers the share that differs."""
+    noisy: set[str] = field(default_factory=set)
+    """Outputs that float32 rounding itself moves as far."""
+    tied: set[str] = field(default_factory=set)
+    """Outputs whose order a choice inside the network decides, otherwise here at near ties."""
 
     def note(self, name: str, absolute: float, relative: float) -> None:
         """Remember an error where it is larger than those before."""
         self.absolute[name] = max(self.absolute.get(name, 0.0), absolute)
         self.relative[name] = max(self.relative.get(name, 0.0), relative)
+
+    def remarks(self) -> tuple[str, ...]:
+        """What a reader of the errors must know."""
+        lines = []
+        if self.noisy:
+            lines.append(f"float32 differs from float64 as much as this: {', '.join(sorted(self.noisy))}")
+        if self.tied:
+            lines.append(f"a choice inside the network falls otherwise at near ties: {', '.join(sorted(self.tied))}")
+        return tuple(lines)
 
 
 def open_session(path: Path) -> onnxruntime.InferenceSession:
@@ -83,37 +96,36 @@ def other_values(example: Example, seed: int = 1) -> Example:
 
 
 def compare(
-    session: onnxruntime.InferenceSession,
+    found: Sequence[Tensor],
     part: DensePart,
     example: Example,
     reference: Reference,
     errors: Errors,
     *,
+    noise: Callable[[], list[float]],
     where: str,
     doubt: str | None = None,
-) -> list[str]:
-    """Run both on `example`, note the errors, and return remarks on what differs only in the order of near ties.
+) -> None:
+    """Run the reference on `example` and note how far `found` is from it.
 
     Args:
+        found: what ONNX Runtime computed from `example`.
+        noise: what each output loses by rounding; asked only where an error is large.
         where: what the file is compared with, on which inputs; for messages.
         doubt: what explains a difference, if there is one.
 
     Raises:
         ExportError: an output differs by more than rounding explains.
     """
-    remarks = []
-    found, wanted = run_onnx(session, part, example), reference(example)
-    noise: list[float] | None = None
-    for index, (name, one, two) in enumerate(zip(part.outputs, found, wanted, strict=True)):
+    for index, (name, one, two) in enumerate(zip(part.outputs, found, reference(example), strict=True)):
         absolute, relative = difference(one, two.detach().cpu())
         errors.note(name, absolute, relative)
         if relative <= TOLERANCE.get(two.dtype, USUAL_TOLERANCE):
             continue
-        noise = noise or _noise(part, example)
-        if relative <= _NOISE * noise[index]:
-            remarks.append(f"{name}: float32 itself is {noise[index]:.1e} away from float64 here")
+        if relative <= _NOISE * noise()[index]:
+            errors.noisy.add(name)
         elif part.chosen[index]:
-            remarks.append(f"{name}: a choice inside the network falls otherwise at near ties; compare it as a set")
+            errors.tied.add(name)
         else:
             raise ExportError(
                 "the exported network does not compute the same",
@@ -122,7 +134,6 @@ def compare(
                 expected=f"at most {TOLERANCE.get(two.dtype, USUAL_TOLERANCE):.0e} of the largest value",
                 mend="try another opset or simplify=False; if it stays, report the model",
             )
-    return remarks
 
 
 def difference(one: Tensor, two: Tensor) -> tuple[float, float]:
@@ -144,7 +155,7 @@ def difference(one: Tensor, two: Tensor) -> tuple[float, float]:
     return absolute, absolute / scale if scale else (0.0 if not absolute else math.inf)
 
 
-def _noise(part: DensePart, example: Example) -> list[float]:
+def rounding(part: DensePart, example: Example) -> list[float]:
     """What each output loses by being computed in float32: its distance from the same graph in float64."""
     try:
         exact = copy.deepcopy(part.graph_module).double()
