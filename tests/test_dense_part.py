@@ -130,7 +130,12 @@ WRITES = {
     "of every second": lambda x: (x[..., ::2].add_(1), x)[1],
     "of a part of a chunk": lambda x: (x.chunk(2, 1)[1].neg_(), x)[1],
     "through a transpose": lambda x: (x.transpose(1, 2)[:, :2].copy_(torch.ones(2, 2, 8, 8)), x)[1],
-    "through a view that is read later": lambda x: (view := x.view(2, -1), x.sigmoid_(), view[:, 3:9].mul_(2), view.view_as(x))[3],
+    "through a view that is read later": lambda x: (
+        view := x.view(2, -1),
+        x.sigmoid_(),
+        view[:, 3:9].mul_(2),
+        view.view_as(x),
+    )[3],
     "of a corner": lambda x: (x[:, 1:3, 2:5, 4:].copy_(torch.tensor(7.0)), x)[1],
     "into a canvas": lambda x: (canvas := x.new_full((2, 8, 9, 9), 0.5), canvas[:, :, :8, 1:].copy_(x), canvas)[2],
     "at indices": lambda x: x.index_fill_(1, torch.tensor([0, 3]), 2.0),

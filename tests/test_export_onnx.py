@@ -197,7 +197,7 @@ def test_a_wrong_file_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_file_stamped_with_another_opset_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = exporters.write
-    monkeypatch.setattr(exporters, "write", lambda module, inputs, path, _, names: plain(module, inputs, path, 16, names))
+    monkeypatch.setattr(exporters, "write", lambda net, inputs, path, _, names: plain(net, inputs, path, 16, names))
     with pytest.raises(ExportError, match="another opset") as caught:
         export_onnx(net(), tmp_path / "net.onnx", IMAGES)
     assert "opset 16" in str(caught.value)
