@@ -22,6 +22,8 @@ _HERE = str(Path(__file__).parent) + os.sep
 _TORCH = str(Path(torch.__file__).parent) + os.sep
 RUNNER = "run_recorded"
 """The function under which a model runs: no user's code lies beyond it."""
+_DROPOUT = {"aten.dropout", "aten.feature_dropout", "aten.alpha_dropout", "aten.feature_alpha_dropout"}
+_ATTENTION = "aten.scaled_dot_product_attention"
 _ALIASES = {"aten.lift_fresh.default", "aten.lift_fresh_copy.default", "aten.lift.default"}
 
 
@@ -122,7 +124,7 @@ class Recorder(SchemaCheckMode):
         node_args, node_kwargs = pytree.tree_map((to_node), (args, kwargs))
         storages = {_address(value): node for value, node in zip(tensors_in((args, kwargs)), found, strict=True)}
         self.attempt = Attempt(func, node_args, node_kwargs, self.site.module[0], user_line())
-        output = func(*args, **kwargs)
+        output = func(*args, **kwargs) if self.watch is None else _without_dropout(func, name, args, kwargs)
         outputs = tensors_in(output)
         if not outputs and not func._schema.is_mutable:
             self.reads.append(f"{name} in {self.site.module[0] or 'the model'} ({user_line()})")
@@ -223,6 +225,20 @@ class Recorder(SchemaCheckMode):
     def _describe(node: fx.Node, tensor: Tensor, storage: int) -> None:
         node.meta["val"] = TensorInfo(tuple(tensor.shape), tensor.dtype)
         node.meta["storage"] = storage
+
+
+def _without_dropout(func: Any, name: str, args: Any, kwargs: Any) -> Any:
+    """Call an op with dropout off. A watched run is there to be compared with another, of other sizes: both would drop
+    other elements, and what is drawn after that would differ as well."""
+    packet = name.removesuffix(".default")
+    if packet in _DROPOUT:
+        return args[0].clone()
+    if packet.removesuffix("_") in _DROPOUT:
+        return args[0]
+    if packet == _ATTENTION:
+        args = (*args[:4], 0.0, *args[5:]) if len(args) > 4 else args
+        kwargs = {key: value for key, value in kwargs.items() if key != "dropout_p"}
+    return func(*args, **kwargs)
 
 
 def _getitem(values: Any, index: int) -> Any:

@@ -24,7 +24,6 @@ TOLERANCE = 1e-9
 SINGLE_TOLERANCE = 1e-4
 """The same in float32, or 20 times what float32 itself loses against float64 on this model, if that is more."""
 _ROUNDS = {"aten.floor", "aten.ceil", "aten.round", "aten.trunc", "aten.floor_divide"}
-_DROPS = {"aten.dropout", "aten.feature_dropout", "aten.alpha_dropout", "aten.feature_alpha_dropout"}
 
 
 @dataclass(frozen=True)
@@ -98,8 +97,6 @@ class _Choices:
 
     def watch(self, node: fx.Node, outputs: list[Tensor], inputs: list[Tensor]) -> list[Tensor] | None:
         name = graph.op_name(node)
-        if name in _DROPS and not graph.is_mutation(node):
-            return [inputs[0]]
         if graph.is_mutation(node) or not _is_choice(name, outputs, inputs):
             return None
         if not self.following:

@@ -1,4 +1,4 @@
-"""Models that look like bad input and are none: parametrised, hooked, pruned before, of another dtype, inside a wrapper."""
+"""Models that look like bad input and are none: parametrised, hooked, pruned before, of another dtype, wrapped."""
 
 from __future__ import annotations
 
@@ -107,3 +107,25 @@ def test_a_yolo_object_gives_a_yolo_object() -> None:
     assert sum(p.numel() for p in compact.parameters()) < sum(p.numel() for p in yolo.parameters())
     assert effp_fx.verify(yolo, yolo, image).equal
     assert compact.model(image)[0].shape == yolo.model(image)[0].shape
+
+
+class Drops(nn.Module):
+    """Dropout in place and in attention, both behind channels that go; then a draw that must be the same for both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 16, 4, 4)
+        self.encoder = nn.TransformerEncoderLayer(16, 4, 64, dropout=0.3, batch_first=True)
+        self.body = nn.Sequential(nn.Linear(16, 64), nn.Hardswish(), nn.Dropout(0.5, inplace=True), nn.Linear(64, 16))
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.encoder(self.patches(x).flatten(2).transpose(1, 2))
+        branch = self.body(x)
+        if self.training:  # stochastic depth
+            branch = branch * torch.empty(len(x), 1, 1).bernoulli_(0.8)
+        return self.head((x + branch).mean(1))
+
+
+def test_dropout_does_not_part_masked_and_compact() -> None:
+    pruned(small(Drops), target_flops=0.7)
