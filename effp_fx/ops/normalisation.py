@@ -100,6 +100,9 @@ def layer_norm(context: Context, call: Call) -> Facets:
     inner = range(rank - width, rank)
     passing = []
     for facet in source.facets:
+        met = [dim for dim in varying(facet) if dim in inner]
+        if met and len(met) < len(varying(facet)):
+            facet = context.collapse(call, facet, met).expand(source.shape)
         if any(dim in inner for dim in varying(facet)):
             context.freeze(call, facet, "shares its statistics with every other channel")
         else:
@@ -130,6 +133,9 @@ def normalised(context: Context, call: Call) -> Facets:
     dim = call["dim"] % max(len(source.shape), 1)
     passing = []
     for facet in source.facets:
+        if dim in varying(facet) and len(varying(facet)) > 1:
+            # What also lies along another dimension goes as a whole row of the softmax (the branches of a selection).
+            facet = context.collapse(call, facet, [dim]).expand(source.shape)
         if dim in varying(facet):
             context.freeze(call, facet, "a softmax runs over these channels")
         else:
