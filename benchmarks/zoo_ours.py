@@ -79,9 +79,9 @@ def _trace(done: Row, model: nn.Module, example: Any) -> None:
 
 def _prune(done: Row, model: nn.Module, example: Any, built: Built) -> None:
     result = _first_reachable(done, model, example)
-    done.flops_kept = result.after.flops / result.before.flops
-    done.params_kept = result.after.params / result.before.params
-    room = (done.target or 0.0) * result.before.flops - result.after.flops
+    done.flops_kept = result.flops_after / result.flops_before
+    done.params_kept = result.params_after / result.params_before
+    room = (done.target or 0.0) * result.flops_before - result.flops_after
     done.within_one_channel = 0 <= room <= result.one_channel_flops
     error = float(result.verification.max_relative_error)
     done.error = error if math.isfinite(error) else None
