@@ -118,25 +118,28 @@ def to_text(graph_module: fx.GraphModule) -> str:
     return "\n".join(lines)
 
 
+_ALIKE_IN_TRAINING = {"aten.batch_norm", "aten.dropout", "aten.feature_dropout"}
+"""Ops whose rows ask for no flag. Alpha dropout is none of them: in train mode its zeros are no zeros."""
+
+
 def same_ops(left: fx.GraphModule, right: fx.GraphModule) -> bool:
-    """Whether two graphs do the same but for flags (`training=True`): what is true of the channels of one is of both."""
+    """Whether two graphs do the same but for flags (`training=True`) of ops to which they make no difference here: what is
+    true of the channels of one is true of both."""
     one, two = list(left.graph.nodes), list(right.graph.nodes)
     if len(one) != len(two):
         return False
     place = {node: index for nodes in (one, two) for index, node in enumerate(nodes)}
 
-    def plain(value: Any) -> Any:
+    def plain(value: Any, flags: bool) -> Any:
         if isinstance(value, fx.Node):
             return ("node", place[value])
         if isinstance(value, (list, tuple)):
-            return tuple(plain(item) for item in value)
-        return "flag" if isinstance(value, bool) else value
+            return tuple(plain(item, flags) for item in value)
+        return "flag" if isinstance(value, bool) and not flags else value
 
-    return all(
-        first.op == second.op
-        and (first.target == second.target or first.op == "placeholder")
-        and plain(first.args) == plain(second.args)
-        and [(key, plain(value)) for key, value in first.kwargs.items()]
-        == [(key, plain(value)) for key, value in second.kwargs.items()]
-        for first, second in zip(one, two, strict=True)
-    )
+    def call(node: fx.Node) -> Any:
+        flags = op_name(node).removesuffix("_") not in _ALIKE_IN_TRAINING
+        keywords = [(key, plain(value, flags)) for key, value in node.kwargs.items()]
+        return node.op, node.op == "placeholder" or node.target, plain(node.args, flags), keywords
+
+    return all(call(first) == call(second) for first, second in zip(one, two, strict=True))

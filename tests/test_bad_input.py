@@ -122,7 +122,7 @@ CASES = {
     "wrong channels": case(
         CaptureError,
         "Small failed",
-        "test_bad_input.py:",
+        "untouched.py:",
         "to have 3 channels",
         "inputs: float32[2, 4, 8, 8]",
         "check that model(*example_inputs) runs",
