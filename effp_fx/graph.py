@@ -123,8 +123,10 @@ _ALIKE_IN_TRAINING = {"aten.batch_norm", "aten.dropout", "aten.feature_dropout"}
 
 
 def same_ops(left: fx.GraphModule, right: fx.GraphModule) -> bool:
-    """Whether two graphs do the same but for flags (`training=True`) that make no difference to channels: what is true of
-    the channels of one is true of both."""
+    """Whether two graphs do the same but for flags (`training=True`) that make no difference to channels.
+
+    What is true of the channels of one is then true of both.
+    """
     one, two = list(left.graph.nodes), list(right.graph.nodes)
     if len(one) != len(two):
         return False
