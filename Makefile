@@ -38,7 +38,7 @@ zoo: $(VENV)/.dev  ## every model of the zoo, Torch-Pruning beside it: docs/zoo.
 	$(BIN)/python -m benchmarks.zoo
 
 bench: $(VENV)/.dev  ## time of capture, analysis, plan and lowering against the number of layers
-	$(BIN)/python -m benchmarks.scaling
+	$(BIN)/python -m benchmarks.compile_time
 
 golden: $(VENV)/.dev  ## write the texts in tests/golden anew; read the diff before you commit it
 	$(BIN)/python -m pytest -m golden --update-golden $(PYTEST_ARGS)

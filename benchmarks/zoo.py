@@ -99,6 +99,9 @@ def write(done: Parts, models: list[ZooModel], folder: Path) -> None:
     results.mkdir(parents=True, exist_ok=True)
     (results / "zoo.json").write_text(json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n", encoding="utf-8")
     (folder / "zoo.md").write_text(zoo_table.page(facts, rows), encoding="utf-8")
+    readme = folder.parent / "README.md"
+    if readme.exists():
+        readme.write_text(zoo_table.into_readme(readme.read_text(encoding="utf-8"), rows), encoding="utf-8")
 
 
 def main() -> None:
