@@ -32,7 +32,7 @@ SIZES = (50, 500, 2000)
 CHAIN = "residual:"  # residual:50 is the residual network of 50 convolutions
 RATIO = 0.3  # of the channels: about half the multiply-accumulates
 TOOLS = ("effp_fx", "torch_pruning")
-OUR_STEPS = ("capture", "analysis", "plan", "lowering")
+OUR_STEPS = ("capture", "analysis", "trial", "plan", "lowering")
 THEIR_STEPS = ("graph", "prune")
 ROOT = Path(__file__).resolve().parent.parent
 
