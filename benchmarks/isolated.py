@@ -2,58 +2,76 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import multiprocessing
 import os
 import resource
 import signal
-import subprocess
 import sys
 import tempfile
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "YOLO_OFFLINE": "True", "YOLO_VERBOSE": "False", "PYTHONWARNINGS": "ignore"}
 
 
-def run(module: str, arguments: list[str], *, limit_s: float, threads: int = 1) -> dict[str, Any]:
-    """Run `python -m module *arguments --json FILE`; return what it wrote to FILE.
+# What every measurement imports, loaded once in a server from which each measurement is forked.
+PRELOADED = ["torch", "torchvision", "torch_pruning", "effp_fx", "timm", "transformers", "ultralytics"]
 
-    A run past limit_s seconds gives {"status": "timeout"}; one that dies gives {"status": "crash"} with the last line
-    it wrote to stderr, or the signal that ended it. "wall_s" is in every answer.
+
+def run(module: str, arguments: list[str], *, limit_s: float, threads: int = 1) -> dict[str, Any]:
+    """Run `module.main()` with these arguments and `--json FILE` in a process of its own; return what it wrote to FILE.
+
+    A run past limit_s seconds gives {"status": "timeout"}; one that dies gives {"status": "crash"} with its error, or
+    the signal that ended it. "wall_s" is in every answer.
     """
+    os.environ.update(OFFLINE | {"OMP_NUM_THREADS": str(threads)})
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
-        command = [sys.executable, "-m", module, *arguments, "--json", str(answer)]
-        environment = {**os.environ, **OFFLINE, "OMP_NUM_THREADS": str(threads)}
         start = time.perf_counter()
-        result = _finish(command, environment, limit_s)
-        if result is None:
-            result = json.loads(answer.read_text(encoding="utf-8"))
+        process = context.Process(target=_child, args=(module, [*arguments, "--json", str(answer)], folder))
+        process.start()
+        process.join(limit_s)
+        if process.is_alive():
+            os.killpg(process.pid, signal.SIGKILL)
+            process.join()
+            result = {"status": "timeout", "message": f"no answer after {limit_s:.0f} s"}
+        else:
+            result = _answer(answer, Path(folder) / "error", process.exitcode or 0)
         result["wall_s"] = round(time.perf_counter() - start, 3)
         return result
+
+
+def _child(module: str, arguments: list[str], folder: str) -> None:
+    """In the forked process: a session of its own, nothing on the terminal, the error in a file."""
+    os.setsid()
+    sys.argv = [module, *arguments]
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        try:
+            importlib.import_module(module).main()
+        except BaseException as error:
+            if isinstance(error, SystemExit) and not error.code:
+                return
+            Path(folder, "error").write_text(f"{type(error).__name__}: {error}", encoding="utf-8")
+            os._exit(1)
+
+
+def _answer(answer: Path, error: Path, exitcode: int) -> dict[str, Any]:
+    if exitcode < 0:
+        return {"status": "crash", "message": f"ended by signal {signal.Signals(-exitcode).name}"}
+    if answer.exists():
+        found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
+        return found
+    lines = error.read_text(encoding="utf-8").splitlines() if error.exists() else []
+    return {"status": "crash", "message": lines[0][:300] if lines else f"exit status {exitcode}"}
 
 
 def peak_mebibytes() -> float:
     """Largest resident memory of this process so far, in MiB (Linux counts it in KiB, macOS in bytes)."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1024.0 * 1024.0 if sys.platform == "darwin" else 1024.0)
-
-
-def _finish(command: list[str], environment: dict[str, str], limit_s: float) -> dict[str, Any] | None:
-    """None when the process ended well, else the answer to give in its place."""
-    process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    try:
-        _, errors = process.communicate(timeout=limit_s)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        return {"status": "timeout", "message": f"no answer after {limit_s:.0f} s"}
-    if process.returncode == 0:
-        return None
-    if process.returncode < 0:
-        return {"status": "crash", "message": f"ended by signal {signal.Signals(-process.returncode).name}"}
-    lines = [line for line in errors.splitlines() if line.strip()]
-    return {"status": "crash", "message": lines[-1][:300] if lines else f"exit status {process.returncode}"}

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-import effp_fx
 from benchmarks import isolated
 from benchmarks.torch_pruning_rival import first_line
 from benchmarks.zoo_subject import subject
@@ -51,7 +50,7 @@ class Row:
     within_one_channel: bool | None = None
     error: float | None = None  # masked against compact, the largest over all outputs
     train_step: str | None = None  # "yes", or what failed
-    seconds: dict[str, float] = field(default_factory=dict)  # capture, analysis, plan, lowering, verify
+    seconds: dict[str, float] = field(default_factory=dict)  # capture, analysis, trial, plan, lowering, verify
     peak_mib: float | None = None
 
 
@@ -60,7 +59,6 @@ def row(spec: str) -> Row:
     done = Row(spec)
     try:
         model, example, built = subject(spec)
-        _trace(done, model, example)
         _prune(done, model, example, built)
     except Exception as error:
         done.message = first_line(error)
@@ -68,24 +66,20 @@ def row(spec: str) -> Row:
     return done
 
 
-def _trace(done: Row, model: nn.Module, example: Any) -> None:
-    trace = effp_fx.trace(model, example)
+def _prune(done: Row, model: nn.Module, example: Any, built: Built) -> None:
+    result = _first_reachable(done, model, example)
+    trace = result.trace
     done.nodes, done.groups = len(trace.graph_module.graph.nodes), len(trace.groups)
     done.flops, done.params = float(trace.flops), int(trace.params)
     done.prunable = float(trace.prunable_flops_share)
     done.frozen = sum(frozen.channels for frozen in trace.frozen)
-    done.seconds.update(trace.seconds)
-
-
-def _prune(done: Row, model: nn.Module, example: Any, built: Built) -> None:
-    result = _first_reachable(done, model, example)
     done.flops_kept = result.flops_after / result.flops_before
     done.params_kept = result.params_after / result.params_before
     room = (done.target or 0.0) * result.flops_before - result.flops_after
     done.within_one_channel = 0 <= room <= result.one_channel_flops
     error = float(result.verification.max_relative_error)
     done.error = error if math.isfinite(error) else None
-    done.seconds.update({name: value for name, value in result.seconds.items() if name not in done.seconds})
+    done.seconds.update(result.seconds)
     done.status = "wrong" if not error <= EXACT else "ok" if done.target == TARGETS[0] else "unreachable"
     done.train_step = train_step(result.model, built)
 

@@ -21,7 +21,7 @@ them matters. The target is half the FLOPs (`torch.utils.flop_counter`).
 - **error**: masked network against compact network, the largest relative difference over all outputs, float64. For
   Torch-Pruning: what it left against the dense network with the channels that it cut zeroed, over the outputs and over
   every layer that lost nothing. `ok` means at most 1e-9.
-- **s**: for effp_fx capture, analysis, plan and lowering; for Torch-Pruning building the graph and one step of
+- **s**: for effp_fx capture, analysis, trial lowering, plan and lowering; for Torch-Pruning building the graph and one step of
   pruning at the ratio that was found, which leaves out the search for that ratio. One thread each. **MiB**: the
   process's peak, torch included.
 - **nothing told**: the model and its inputs only. **recipe**: what the examples of Torch-Pruning tell it about that
@@ -78,16 +78,16 @@ def _counts(rows: list[Row], part: str) -> str:
 def ours_table(rows: list[Row]) -> str:
     """What effp_fx found and left, one line a model."""
     head = ["model", "nodes", "groups", "prunable", "FLOPs", "params", "1 channel", "error", "train step"]
-    head += ["capture", "analysis", "plan", "lowering", "MiB"]
+    head += ["capture", "analysis", "trial", "plan", "lowering", "MiB"]
     return _table(head, [_ours_line(row) for row in rows])
 
 
 def _ours_line(row: Row) -> list[str]:
     ours = row["ours"]
     if not ours or ours.get("flops_kept") is None:
-        return [_name(row), *["-"] * 3, _status(ours), *["-"] * 9]
+        return [_name(row), *["-"] * 3, _status(ours), *["-"] * 10]
     target = "" if ours["target"] == 0.5 else f" ({ours['target']})"
-    seconds = [_number(ours["seconds"].get(part), 2) for part in ("capture", "analysis", "plan", "lowering")]
+    seconds = [_number(ours["seconds"].get(part), 2) for part in ("capture", "analysis", "trial", "plan", "lowering")]
     trains = "yes" if ours["train_step"] == "yes" else "no"
     within = "yes" if ours["within_one_channel"] else "no"
     found = [str(ours["nodes"]), str(ours["groups"]), _number(ours["prunable"], 3)]
@@ -118,7 +118,7 @@ def _seconds(entry: Row | None) -> float | None:
     if not entry:
         return None
     if "seconds" in entry:
-        parts = [entry["seconds"].get(part) for part in ("capture", "analysis", "plan", "lowering")]
+        parts = [entry["seconds"].get(part) for part in ("capture", "analysis", "trial", "plan", "lowering")]
     else:
         parts = [entry.get("graph_s"), entry.get("prune_s")]
     known = [part for part in parts if part is not None]

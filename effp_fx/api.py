@@ -118,9 +118,10 @@ def _network(model: nn.Module) -> tuple[nn.Module, str]:
 
 def _examples(model: nn.Module, given: Any) -> tuple[Example, Example | None]:
     adapter = adapter_for(model)
+    train = adapter.train_example(model) if adapter else None
     if given is not None:  # detached: nobody copies a tensor that hangs on a graph of autograd
-        return map_tensors(lambda tensor: tensor.detach(), as_example(given)), None
-    return example_for(model), adapter.train_example(model) if adapter else None
+        return map_tensors(lambda tensor: tensor.detach(), as_example(given)), train
+    return example_for(model), train
 
 
 def trace(
