@@ -188,6 +188,8 @@ def run_recorded(recorder: Recorder, runner: nn.Module, example: Example) -> Any
 def _run(runner: nn.Module, example: Example, train: bool) -> Capture:
     example = map_tensors(lambda tensor: tensor.detach().clone(), example)
     recorder, named = _recorder(runner, example)
+    # The graph starts from the buffers as they were: the run may write to them, and so will the graph.
+    named |= {name: buffer.detach().clone() for name, buffer in runner.named_buffers()}
     output = run_recorded(recorder, runner, example)
     tensors, spec = tensors_of(output)
     if not tensors:
