@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ from effp_fx.capture import tensors_of
 from effp_fx.groups import Keep
 from effp_fx.inputs import Example, as_example, to_dtype
 from effp_fx.models.randomise import randomise
+from effp_fx.passes.lower import Lower
+from effp_fx.passes.mask import Mask
 from effp_fx.plan import from_keep
 
 EXACT = 1e-9
@@ -68,16 +70,17 @@ def masks(analysis: tracing.Analysis) -> Iterator[Keep]:
     yield keep
 
 
-def judge(model: nn.Module, inputs: Any, *, given: Iterable[Keep] | None = None) -> Exactness:
-    """Trace the model, cut copies of it, run them beside their masked twins."""
+def judge(model: nn.Module, inputs: Any) -> Exactness:
+    """Trace the model, cut copies of it and of its graph, run them beside their masked twins."""
     example = as_example(inputs)
     traced = tracing.trace(model, example)
     error, change = 0.0, float("inf")
-    for keep in masks(traced.analysis) if given is None else given:
+    for keep in masks(traced.analysis):
         if not traced.analysis.channels:
             continue
         now, moved = compared(traced, model, example, keep)
-        error, change = max(error, now), min(change, moved)
+        error = max(error, now, graph_distance(traced, example, keep))
+        change = min(change, moved)
     return Exactness(traced, error, change)
 
 
@@ -92,6 +95,22 @@ def compared(traced: tracing.Tracing, model: nn.Module, example: Example, keep: 
         return float("inf"), float("inf")
     expected = outputs(twin, example)
     return distance(got, expected), distance(outputs(dense, example), expected)
+
+
+def graph_distance(traced: tracing.Tracing, example: Example, keep: Keep) -> float:
+    """The difference between the masked graph and the compact graph, the other two things that a plan gives."""
+    part = traced.analysis.graphs[0]
+    graphs = [step(traced.analysis, part).graph_module for step in (Mask(keep), Lower(keep))]
+    for dtype, scale in ((torch.float64, 1.0), (torch.float32, 1e-5)):
+        tensors = [tensor for tensor in tensors_of(to_dtype(example, dtype).args)[0]]
+        torch.manual_seed(0)
+        try:
+            with torch.no_grad():
+                twins = [copy.deepcopy(graph).to(dtype)(*(tensor.clone() for tensor in tensors)) for graph in graphs]
+        except RuntimeError:  # a type that the model writes into its calls: then float32, whose errors are larger
+            continue
+        return scale * distance(list(twins[1]), list(twins[0]))
+    return float("inf")
 
 
 def outputs(model: nn.Module, example: Example) -> list[Tensor]:
