@@ -95,6 +95,8 @@ class Tracing:
                 self.rules += rules
             elif len(mismatch.channels):
                 self.freeze(mismatch.channels, mismatch.reason())
+            elif group := trial.responsible(self.model, self.analysis, part, example, self.rules, keep, mismatch):
+                self.freeze(np.arange(group.start, group.stop), mismatch.reason())
             else:
                 raise CaptureError(
                     f"the compact copy of {type(self.model).__name__} does not run, and nothing explains why",

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from effp_fx import binding, graph
 from effp_fx.capture import replay
 from effp_fx.channel_ids import Reason
-from effp_fx.groups import Analysis, Channels, Graph, Keep, kept_flags
+from effp_fx.groups import Analysis, ChannelGroup, Channels, Graph, Keep, kept_flags
 from effp_fx.inputs import Example
 from effp_fx.plan import from_keep
 from effp_fx.recorder import Attempt
@@ -116,6 +116,35 @@ def run(
     if isinstance(recording.error, _EnoughSeen) or follower.loose or follower.position > follower.last:
         return None
     return follower.mismatch(follower.position, recording.attempt, recording.error)
+
+
+def responsible(
+    model: nn.Module,
+    analysis: Analysis,
+    part: Graph,
+    example: Example,
+    rules: list[SizeRule],
+    keep: Keep,
+    mismatch: Mismatch,
+) -> ChannelGroup | None:
+    """A group without whose cuts the trial gets past a mismatch, by bisection: for a size that was taken from another
+    tensor than those around the op (`n, c, h, w = x.shape`, and `c` used further on). None: no group is."""
+    groups = analysis.groups
+
+    def gets_past(count: int) -> bool:
+        whole = keep.copy()
+        for group in groups[:count]:
+            whole[group.start : group.stop] = True
+        found = run(model, analysis, part, example, rules, whole)
+        return found is None or found.position > mismatch.position
+
+    low, high = 0, len(groups)
+    if not gets_past(high):
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if gets_past(middle) else (middle, high)
+    return groups[high - 1]
 
 
 class Follower:
