@@ -153,7 +153,7 @@ class Interpretation:
             self.context.pin(call, "a form of this op that its row does not cover")
             return [[] for _ in range(outputs)]
         if result and isinstance(result[0], list):
-            lists: list[Facets] = list(result)  # type: ignore[arg-type]  # just looked at
+            lists: list[Facets] = list(result)
             return lists + [[] for _ in range(outputs - len(lists))]
         if not result and outputs > 1:
             return [[] for _ in range(outputs)]

@@ -125,8 +125,8 @@ def _classes(small: Tensor, dim: int) -> int:
     values, compact = np.unique(rows[whole], return_inverse=True)
     ids = ChannelIds()
     first = ids.new("values", 0, len(values)).start
-    table = compact.reshape(rows[whole].shape) + first
-    ids.unite(np.repeat(table[:, 0], table.shape[1]), table.reshape(-1))
+    table: Ids = compact.reshape(rows[whole].shape) + first
+    ids.unite(np.repeat(table[:, 0], rows.shape[1]), table.reshape(-1))
     roots = ids.roots()
     partial = np.intersect1d(rows[~whole], values)
     lost = np.unique(roots[np.searchsorted(values, partial) + first])

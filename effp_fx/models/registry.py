@@ -154,7 +154,10 @@ def build(spec: str) -> Built:
         return _from_factory(spec)
     name, options = split_options(rest)
     adapter = _ADAPTERS[head]
-    return Built(adapter.build(name, **options).eval(), adapter, spec)
+    model = adapter.build(name, **options).eval()
+    # A plain string that copying and pickling keep: a saved model then says how to build its dense one.
+    model.effp_built_from = spec  # type: ignore[assignment]  # modules take any attribute
+    return Built(model, adapter, spec)
 
 
 def is_from(model: nn.Module, prefix: str) -> bool:
