@@ -316,7 +316,8 @@ def _plan_and_verify(
         lowered = time.perf_counter()
         masked = masking.masked_copy(network, found.analysis, keep)
         work = found.tracing
-        last = compare(masked, small, work.example, train_example=work.train_example, modes=work.modes, progress=progress)
+        train_example = work.train_example
+        last = compare(masked, small, work.example, train_example=train_example, modes=work.modes, progress=progress)
         seconds |= {"plan": planned - begin, "lowering": lowered - planned, "verify": time.perf_counter() - lowered}
         if last.equal:
             after = {name: float(one(keep)) for name, one in costs.items()}

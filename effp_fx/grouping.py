@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 
 import networkx as nx
 import numpy as np
@@ -255,29 +255,30 @@ def _first(reasons: dict[int, Reason], roots: npt.NDArray[np.int64], owner: Owne
 def _group_graph(groups: tuple[ChannelGroup, ...], tensors: dict[str, TensorDims]) -> nx.DiGraph:
     """Which group feeds which: an edge for every layer that reads one and hands out the other."""
     feeds: nx.DiGraph = nx.DiGraph()
-    readers: dict[str, list[str]] = defaultdict(list)
     for group in groups:
         feeds.add_node(group.name, channels=group.channels, frozen=False)
-        for part in group.slices:
-            if part.role == "in":
-                readers[part.tensor].append(group.name)
-    makers: dict[str, list[str]] = defaultdict(list)
-    for group in groups:
-        for part in group.slices:
-            if part.role == "out":
-                makers[part.tensor].append(group.name)
+    readers, makers = _by_tensor(groups, "in"), _by_tensor(groups, "out")
     for tensor, sources in readers.items():
         targets = makers.get(tensor)
         if not targets:
             targets = [_layer(tensor)]
             feeds.add_node(targets[0], channels=tensors[tensor].shape[0], frozen=True)
-        for source in dict.fromkeys(sources):
-            for target in dict.fromkeys(targets):
-                if feeds.has_edge(source, target):
-                    feeds.edges[source, target]["layers"].append(_layer(tensor))
-                else:
-                    feeds.add_edge(source, target, layers=[_layer(tensor)])
+        for source, target in product(sources, targets):
+            if feeds.has_edge(source, target):
+                feeds.edges[source, target]["layers"].append(_layer(tensor))
+            else:
+                feeds.add_edge(source, target, layers=[_layer(tensor)])
     return feeds
+
+
+def _by_tensor(groups: tuple[ChannelGroup, ...], role: str) -> dict[str, list[str]]:
+    """For each weight the groups that run through it in this role."""
+    found: dict[str, dict[str, None]] = defaultdict(dict)
+    for group in groups:
+        for part in group.slices:
+            if part.role == role:
+                found[part.tensor][group.name] = None
+    return {tensor: list(names) for tensor, names in found.items()}
 
 
 def _notes(work: Interpretation) -> list[str]:

@@ -1,4 +1,4 @@
-"""What the analysis of a model found: channels, groups, frozen parts, the products that costs are made of; data only."""
+"""What the analysis of a model found: channels, groups, frozen parts, the products that make up costs; data only."""
 
 from __future__ import annotations
 

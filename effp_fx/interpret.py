@@ -1,4 +1,4 @@
-"""Walks captured graphs once with shadows in place of tensors, and unites or freezes channels as the rows of the ops say."""
+"""Walks captured graphs once with shadows in place of tensors; unites or freezes channels as the ops' rows say."""
 
 from __future__ import annotations
 

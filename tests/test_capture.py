@@ -29,7 +29,9 @@ def image() -> Tensor:
 
 def replayed(captured: Capture, example: Example) -> list[Tensor]:
     """What the graph computes on the inputs; the module is copied first, for in-place ops write into its buffers."""
-    leaves = [leaf for leaf in torch.utils._pytree.tree_leaves((example.args, example.kwargs)) if isinstance(leaf, Tensor)]
+    leaves = [
+        leaf for leaf in torch.utils._pytree.tree_leaves((example.args, example.kwargs)) if isinstance(leaf, Tensor)
+    ]
     with torch.no_grad():
         return list(copy.deepcopy(captured.graph_module)(*(leaf.clone() for leaf in leaves)))
 
@@ -79,17 +81,25 @@ def everything(model: nn.Module) -> dict[str, Any]:
         "identity": {name: id(tensor) for name, tensor in named_tensors(model).items()},
         "version": {name: tensor._version for name, tensor in named_tensors(model).items()},
         "values": {name: tensor.detach().clone().tolist() for name, tensor in named_tensors(model).items()},
-        "grad": {name: None if tensor.grad is None else tensor.grad.tolist() for name, tensor in named_tensors(model).items()},
+        "grad": {
+            name: None if tensor.grad is None else tensor.grad.tolist() for name, tensor in named_tensors(model).items()
+        },
         "requires": {name: tensor.requires_grad for name, tensor in named_tensors(model).items()},
         "training": {name: module.training for name, module in model.named_modules()},
-        "hooks": {name: [len(value) for key, value in vars(module).items() if key.endswith("_hooks")] for name, module in model.named_modules()},
-        "attributes": {name: {key: repr(value) for key, value in vars(module).items() if not key.startswith("_")} for name, module in model.named_modules()},
+        "hooks": {
+            name: [len(value) for key, value in vars(module).items() if key.endswith("_hooks")]
+            for name, module in model.named_modules()
+        },
+        "attributes": {
+            name: {key: repr(value) for key, value in vars(module).items() if not key.startswith("_")}
+            for name, module in model.named_modules()
+        },
         "class": [type(module) for module in model.modules()],
         "random": (torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state())),
         "switches": (torch.is_grad_enabled(), torch.backends.mha.get_fastpath_enabled(), torch.get_default_dtype()),
         "filters": list(warnings.filters),
         "global hooks": len(nn.modules.module._global_forward_hooks) + len(nn.modules.module._global_forward_pre_hooks),
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("train", [False, True])
@@ -144,7 +154,12 @@ def put_together(m: Any, x: Tensor) -> Any:
     both[:, :8], both[:, 8:] = y, y.sigmoid()
     lengths = torch.tensor([1.0, 2.0])
     lengths[0] = 5
-    return {"both": both, "parts": [part for part in both.split(4, 1)], "scaled": m.last(y) * lengths[:, None, None, None], "n": 3}
+    return {
+        "both": both,
+        "parts": [part for part in both.split(4, 1)],
+        "scaled": m.last(y) * lengths[:, None, None, None],
+        "n": 3,
+    }
 
 
 def by_value(m: Any, x: Tensor) -> Tensor:
@@ -175,7 +190,9 @@ def test_the_graph_computes_what_the_model_computes(name: str) -> None:
 def test_inputs_come_in_the_order_of_the_tree() -> None:
     model = KeywordNet()
     captured = assert_same_values(model, Example((image(), [image(), image()]), {"scale": {"s": torch.rand(1)}}))
-    assert [node.name for node in captured.graph_module.graph.nodes if node.op == "placeholder"] == [f"input_{i}" for i in range(4)]
+    assert [node.name for node in captured.graph_module.graph.nodes if node.op == "placeholder"] == [
+        f"input_{i}" for i in range(4)
+    ]
 
 
 class KeywordNet(nn.Module):
@@ -278,20 +295,55 @@ ERRORS: dict[str, tuple[Callable[[], Any], Any, type[Exception], str]] = {
     "a scripted part": (lambda: nn.Sequential(torch.jit.script(c2(3, 4, 1))), image, CaptureError, "a scripted module"),
     "lazy": (lambda: nn.LazyConv2d(4, 1), image, CaptureError, "a lazy parameter without a shape"),
     "on meta": (lambda: c2(3, 4, 1, device="meta"), image, CaptureError, "a parameter on the meta device"),
-    "several devices": (lambda: nn.DataParallel(c2(3, 4, 1)), image, CaptureError, "a model wrapped for several devices"),
+    "several devices": (
+        lambda: nn.DataParallel(c2(3, 4, 1)),
+        image,
+        CaptureError,
+        "a model wrapped for several devices",
+    ),
     "compiled": (lambda: torch.compile(c2(3, 4, 1)), image, CaptureError, "a compiled module"),
     "quantised": (lambda: torch.ao.nn.quantized.Conv2d(3, 4, 1), image, CaptureError, "a quantised module"),
     "cannot be copied": (_uncopyable, image, CaptureError, "Conv2d cannot be copied"),
-    "no tensor comes out": (lambda: Net(lambda m, x: [1, "two"], a=c2(3, 4, 1)), image, CaptureError, "the model's output holds no tensor"),
-    "no tensor goes in": (lambda: c2(3, 4, 1), lambda: Example((3, "x"), {}), InputError, "the example inputs hold no tensor"),
-    "empty batch": (lambda: c2(3, 4, 1), lambda: torch.zeros(0, 3, 8, 8), InputError, "the example inputs are an empty batch"),
-    "another device": (lambda: c2(3, 4, 1), lambda: torch.zeros(1, 3, 8, 8, device="meta"), InputError, "not on the device of the model"),
-    "another shape": (lambda: c2(3, 4, 1), lambda: torch.zeros(1, 5, 8, 8), CaptureError, "expected input.*to have 3 channels"),
+    "no tensor comes out": (
+        lambda: Net(lambda m, x: [1, "two"], a=c2(3, 4, 1)),
+        image,
+        CaptureError,
+        "the model's output holds no tensor",
+    ),
+    "no tensor goes in": (
+        lambda: c2(3, 4, 1),
+        lambda: Example((3, "x"), {}),
+        InputError,
+        "the example inputs hold no tensor",
+    ),
+    "empty batch": (
+        lambda: c2(3, 4, 1),
+        lambda: torch.zeros(0, 3, 8, 8),
+        InputError,
+        "the example inputs are an empty batch",
+    ),
+    "another device": (
+        lambda: c2(3, 4, 1),
+        lambda: torch.zeros(1, 3, 8, 8, device="meta"),
+        InputError,
+        "not on the device of the model",
+    ),
+    "another shape": (
+        lambda: c2(3, 4, 1),
+        lambda: torch.zeros(1, 5, 8, 8),
+        CaptureError,
+        "expected input.*to have 3 channels",
+    ),
     "another type": (lambda: c2(3, 4, 1), lambda: torch.zeros(1, 3, 8, 8).half(), CaptureError, "inputs: float16"),
 }
 
 
-@pytest.mark.filterwarnings("ignore:torch.jit:DeprecationWarning", "ignore:`torch.jit:DeprecationWarning", "ignore:torch.quantize_per_tensor", "ignore:torch.ao.quantization")
+@pytest.mark.filterwarnings(
+    "ignore:torch.jit:DeprecationWarning",
+    "ignore:`torch.jit:DeprecationWarning",
+    "ignore:torch.quantize_per_tensor",
+    "ignore:torch.ao.quantization",
+)
 @pytest.mark.parametrize("name", ERRORS)
 def test_what_cannot_be_captured_is_said_in_words(name: str) -> None:
     build, inputs, kind, text = ERRORS[name]

@@ -30,13 +30,17 @@ def halves(m: Net, x: Tensor) -> Tensor:
 
 NETS: dict[str, Callable[[], nn.Module]] = {
     "residual": lambda: Net(
-        lambda m, x: m.last((y := torch.relu(m.norm(m.first(x)))) + m.mid(y)), first=c2(3, 6, 1, bias=False), norm=bn(6), mid=c2(6, 6, 3, padding=1), last=c2(6, 2, 1)
+        lambda m, x: m.last((y := torch.relu(m.norm(m.first(x)))) + m.mid(y)),
+        first=c2(3, 6, 1, bias=False),
+        norm=bn(6),
+        mid=c2(6, 6, 3, padding=1),
+        last=c2(6, 2, 1),
     ),
     "halves": lambda: Net(halves, first=c2(3, 8, 1), side=c2(3, 4, 1), last=c2(12, 2, 1)),
     "shuffle": lambda: Net(shuffle, first=c2(3, 8, 1), depth=c2(8, 8, 3, padding=1, groups=8), last=c2(8, 2, 1)),
     "flatten": lambda: nn.Sequential(c2(3, 4, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(16, 2)),
     "softmax": lambda: nn.Sequential(c2(3, 6, 1), nn.Softmax(1), c2(6, 2, 1)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -45,7 +49,10 @@ def test_before_and_after(name: str, golden: Callable[[str, str], None]) -> None
     part, keep = traced.analysis.graphs[0], trial.trial_keep(traced.analysis, 3)
     dense = graph.to_text(part.capture.graph_module)
     compact = graph.to_text(Lower(keep)(traced.analysis, part).graph_module)
-    kept = "\n".join(f"{group.name}: {[int(i) for i in keep[group.start : group.stop].nonzero()[0]]} of {group.channels}" for group in traced.analysis.groups)
+    kept = "\n".join(
+        f"{group.name}: {[int(i) for i in keep[group.start : group.stop].nonzero()[0]]} of {group.channels}"
+        for group in traced.analysis.groups
+    )
     frozen = "\n".join(str(item).split(" (")[0] for item in traced.analysis.frozen)
     golden(f"graph_{name}", f"{dense}\n\nkeep\n{kept}\n{frozen}\n\n{compact}")
     if name == "softmax":

@@ -18,7 +18,7 @@ from effp_fx.errors import EffpError
 from effp_fx.ops import contraction, elementwise, movement, normalisation, spatial, table
 from effp_fx.ops.context import Call, Context, line_facet
 from effp_fx.ops.shadow import absolute, varying
-from tests.exactness import EXACT, Net, Row, weight
+from tests.exactness import EXACT, Net, Row
 
 c2, bn = nn.Conv2d, nn.BatchNorm2d
 Patch = pytest.MonkeyPatch
@@ -91,6 +91,7 @@ def unread_zeros(patch: Patch) -> None:
 
 def loose_groups(patch: Patch) -> None:
     """A group norm whose statistics do not tie channels."""
+
     def rule(context: Context, call: Call) -> Any:
         channels = context.vector(call, call.shadow(call["input"]), 1)
         return normalisation._affine(context, call, channels, 1, (), centred=True)
@@ -101,7 +102,9 @@ def loose_groups(patch: Patch) -> None:
 def untied_groups(patch: Patch) -> None:
     """A grouped convolution that is taken for a dense one on the side it hands out."""
 
-    def grouped(context: Context, call: Call, channels: Any, read: Any, made: Any, groups: int, transposed: bool) -> Any:
+    def grouped(
+        context: Context, call: Call, channels: Any, read: Any, made: Any, groups: int, transposed: bool
+    ) -> Any:
         contraction._dense(context, call, None if channels is None else channels.reshape(groups, -1)[0], read, made)
         return made
 
@@ -113,7 +116,8 @@ def unmasked_bias(patch: Patch) -> None:
 
     def tensors(*args: Any) -> Any:
         return {
-            name: replace(dims, masked=frozenset()) if name.endswith("bias") else dims for name, dims in right(*args).items()
+            name: replace(dims, masked=frozenset()) if name.endswith("bias") else dims
+            for name, dims in right(*args).items()
         }
 
     patch.setattr(grouping, "_tensors", tensors)
@@ -145,7 +149,11 @@ def counted_like_any_cut(patch: Patch) -> None:
 
 
 def shuffled_like_any_move(patch: Patch) -> None:
-    row(patch, "pixel_shuffle", lambda context, call: line_facet(call.inputs[0].facets[0][0, ::4, 0, 0], 1, call.out.shape))
+    row(
+        patch,
+        "pixel_shuffle",
+        lambda context, call: line_facet(call.inputs[0].facets[0][0, ::4, 0, 0], 1, call.out.shape),
+    )
 
 
 def padded_one_off(patch: Patch) -> None:
@@ -169,7 +177,10 @@ def forgotten_statistics(patch: Patch) -> None:
     right = grouping._tensors
 
     def tensors(*args: Any) -> Any:
-        return {name: replace(dims, masked=frozenset()) if name.startswith("1.") else dims for name, dims in right(*args).items()}
+        return {
+            name: replace(dims, masked=frozenset()) if name.startswith("1.") else dims
+            for name, dims in right(*args).items()
+        }
 
     patch.setattr(grouping, "_tensors", tensors)
 
@@ -183,7 +194,9 @@ def gated() -> nn.Module:
 
 
 def branches() -> nn.Module:
-    return Net(lambda m, x: m.last(torch.cat([m.a(x), m.b(x)], 1)), a=c2(3, 8, 1), b=c2(3, 8, 3, padding=1), last=c2(16, 4, 1))
+    return Net(
+        lambda m, x: m.last(torch.cat([m.a(x), m.b(x)], 1)), a=c2(3, 8, 1), b=c2(3, 8, 3, padding=1), last=c2(16, 4, 1)
+    )
 
 
 def shuffled() -> nn.Module:
@@ -197,7 +210,12 @@ def shuffled() -> nn.Module:
 def tied_table() -> nn.Module:
     table_, head = nn.Embedding(10, 8), nn.Linear(8, 10, bias=False)
     head.weight = table_.weight
-    return Net(lambda m, x: m.head(torch.relu(m.mid(m.table((x[:, 0, 0] > 0).long())))), table=table_, mid=nn.Linear(8, 8), head=head)
+    return Net(
+        lambda m, x: m.head(torch.relu(m.mid(m.table((x[:, 0, 0] > 0).long())))),
+        table=table_,
+        mid=nn.Linear(8, 8),
+        head=head,
+    )
 
 
 def between(body: Any, last: int = 8, **parts: Any) -> Callable[[], nn.Module]:
@@ -217,15 +235,24 @@ MUTATIONS: dict[str, tuple[Callable[[Patch], None], Callable[[], nn.Module]]] = 
     "sigmoid keeps zero": (silent_sigmoid, lambda: nn.Sequential(c2(3, 8, 1), nn.Sigmoid(), c2(8, 4, 1))),
     "shift keeps zero": (silent_shift, between(lambda m, y: y + 1)),
     "reader does not look": (unread_zeros, lambda: nn.Sequential(c2(3, 8, 1), nn.Hardsigmoid(), c2(8, 4, 1))),
-    "group norm without whole groups": (loose_groups, lambda: nn.Sequential(c2(3, 8, 1), nn.GroupNorm(2, 8), c2(8, 4, 1))),
-    "grouped convolution untied": (untied_groups, lambda: nn.Sequential(c2(3, 8, 1), c2(8, 8, 1, groups=2), c2(8, 4, 1))),
+    "group norm without whole groups": (
+        loose_groups,
+        lambda: nn.Sequential(c2(3, 8, 1), nn.GroupNorm(2, 8), c2(8, 4, 1)),
+    ),
+    "grouped convolution untied": (
+        untied_groups,
+        lambda: nn.Sequential(c2(3, 8, 1), c2(8, 8, 1, groups=2), c2(8, 4, 1)),
+    ),
     "bias not masked": (unmasked_bias, chain(c2(3, 8, 1), nn.ReLU(), c2(8, 4, 1))),
     "softmax passes channels": (softmax_passes, softmax_net),
     "layer norm passes channels": (layer_norm_passes, between(lambda m, y: m.n(y.mT).mT, n=nn.LayerNorm(8))),
     "mean over channels": (mean_passes, between(lambda m, y: y * y.mean(1, keepdim=True))),
     "roll over channels": (rolled_like_any_move, between(lambda m, y: y.roll(3, 1))),
     "a channel by its number": (counted_like_any_cut, between(lambda m, y: y * y[:, 3, None])),
-    "pixel shuffle of one channel in four": (shuffled_like_any_move, between(lambda m, y: nn.functional.pixel_shuffle(y, 2), 2)),
+    "pixel shuffle of one channel in four": (
+        shuffled_like_any_move,
+        between(lambda m, y: nn.functional.pixel_shuffle(y, 2), 2),
+    ),
     "padding one off": (padded_one_off, between(lambda m, y: nn.functional.pad(y, (0, 0, 0, 0, 1, 2)), 11)),
     "a tied table is only read": (tied_table_only_read, tied_table),
     "norm not masked": (forgotten_statistics, lambda: nn.Sequential(c2(3, 8, 1), bn(8), nn.ReLU(), c2(8, 4, 1))),

@@ -1,11 +1,10 @@
 """Contractions and norms, a network each: masked == compact, and exactly the channels that may go are found."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
-
-import pytest
 
 from tests.exactness import Net, Row, cases, weight
 
@@ -69,7 +68,13 @@ CONVOLUTIONS = {
         ),
     ),
     "one layer twice": Row(
-        8, lambda: Net(lambda m, x: m.last(m.mid(torch.relu(m.mid(m.first(x))))), first=c2(3, 8, 1), mid=c2(8, 8, 3), last=c2(8, 4, 1))
+        8,
+        lambda: Net(
+            lambda m, x: m.last(m.mid(torch.relu(m.mid(m.first(x))))),
+            first=c2(3, 8, 1),
+            mid=c2(8, 8, 3),
+            last=c2(8, 4, 1),
+        ),
     ),
     "one head on two maps": Row(
         8 + 6,
@@ -89,17 +94,74 @@ PRODUCTS = {
     "linear": Row(8 + 6, lambda: chain(lin(3, 8), nn.ReLU(), lin(8, 6), nn.ReLU(), lin(6, 4)), (5, 3)),
     "linear on tokens": Row(8, lambda: chain(lin(3, 8), nn.GELU(), lin(8, 4)), (2, 5, 3)),
     "flatten to linear": Row(8, lambda: chain(c2(3, 8, 3), nn.ReLU(), nn.Flatten(), lin(8 * 36, 4))),
-    "pool, flatten, linear": Row(8 + 6, lambda: chain(c2(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), lin(8, 6), lin(6, 4))),
+    "pool, flatten, linear": Row(
+        8 + 6, lambda: chain(c2(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), lin(8, 6), lin(6, 4))
+    ),
     "bilinear": Row(0, lambda: Net(lambda m, x: m.b(m.a(x), m.a(x)), a=lin(3, 8), b=nn.Bilinear(8, 8, 4)), (5, 3)),
-    "matmul with a parameter": Row(8 + 6, lambda: Net(lambda m, x: m.last(torch.relu(m.first(x) @ m.w)), first=lin(3, 8), w=weight(8, 6), last=lin(6, 4)), (5, 3)),
-    "addmm": Row(8 + 6, lambda: Net(lambda m, x: m.last(torch.addmm(m.b, m.first(x), m.w)), first=lin(3, 8), w=weight(8, 6), b=weight(6), last=lin(6, 4)), (5, 3)),
-    "baddbmm": Row(8 + 6, lambda: Net(lambda m, x: m.last(torch.baddbmm(m.b, m.first(x), m.w.expand(2, -1, -1))), first=lin(3, 8), w=weight(8, 6), b=weight(1, 1, 6), last=lin(6, 4)), (2, 5, 3)),
-    "einsum with a parameter": Row(8 + 6, lambda: Net(lambda m, x: m.last(torch.einsum("bchw,dc->bdhw", m.first(x), m.w)), first=c2(3, 8, 1), w=weight(6, 8), last=c2(6, 4, 1))),
-    "einsum of two maps": Row(8, lambda: Net(lambda m, x: torch.einsum("bchw,bcxy->bhwxy", m.a(x), m.b(x)), a=c2(3, 8, 1), b=c2(3, 8, 1)), (2, 3, 4, 4)),
-    "bmm of two maps": Row(8, lambda: Net(lambda m, x: torch.bmm(m.a(x).transpose(1, 2), m.b(x)), a=c1(3, 8, 1), b=c1(3, 8, 1)), (2, 3, 9)),
+    "matmul with a parameter": Row(
+        8 + 6,
+        lambda: Net(lambda m, x: m.last(torch.relu(m.first(x) @ m.w)), first=lin(3, 8), w=weight(8, 6), last=lin(6, 4)),
+        (5, 3),
+    ),
+    "addmm": Row(
+        8 + 6,
+        lambda: Net(
+            lambda m, x: m.last(torch.addmm(m.b, m.first(x), m.w)),
+            first=lin(3, 8),
+            w=weight(8, 6),
+            b=weight(6),
+            last=lin(6, 4),
+        ),
+        (5, 3),
+    ),
+    "baddbmm": Row(
+        8 + 6,
+        lambda: Net(
+            lambda m, x: m.last(torch.baddbmm(m.b, m.first(x), m.w.expand(2, -1, -1))),
+            first=lin(3, 8),
+            w=weight(8, 6),
+            b=weight(1, 1, 6),
+            last=lin(6, 4),
+        ),
+        (2, 5, 3),
+    ),
+    "einsum with a parameter": Row(
+        8 + 6,
+        lambda: Net(
+            lambda m, x: m.last(torch.einsum("bchw,dc->bdhw", m.first(x), m.w)),
+            first=c2(3, 8, 1),
+            w=weight(6, 8),
+            last=c2(6, 4, 1),
+        ),
+    ),
+    "einsum of two maps": Row(
+        8,
+        lambda: Net(lambda m, x: torch.einsum("bchw,bcxy->bhwxy", m.a(x), m.b(x)), a=c2(3, 8, 1), b=c2(3, 8, 1)),
+        (2, 3, 4, 4),
+    ),
+    "bmm of two maps": Row(
+        8, lambda: Net(lambda m, x: torch.bmm(m.a(x).transpose(1, 2), m.b(x)), a=c1(3, 8, 1), b=c1(3, 8, 1)), (2, 3, 9)
+    ),
     "mv": Row(8, lambda: Net(lambda m, x: torch.mv(m.a(x), m.w), a=lin(3, 8), w=weight(8)), (5, 3)),
-    "outer product of channels": Row(0, lambda: Net(lambda m, x: m.last(torch.bmm(m.a(x), m.b(x).transpose(1, 2)).flatten(1)), a=c1(3, 8, 1), b=c1(3, 6, 1), last=lin(48, 4)), (2, 3, 9)),
-    "correlation of channels": Row(0, lambda: Net(lambda m, x: m.last(torch.relu((y := m.a(x)) @ y.transpose(1, 2)).flatten(1)), a=c1(3, 8, 1), last=lin(64, 4)), (2, 3, 9)),
+    "outer product of channels": Row(
+        0,
+        lambda: Net(
+            lambda m, x: m.last(torch.bmm(m.a(x), m.b(x).transpose(1, 2)).flatten(1)),
+            a=c1(3, 8, 1),
+            b=c1(3, 6, 1),
+            last=lin(48, 4),
+        ),
+        (2, 3, 9),
+    ),
+    "correlation of channels": Row(
+        0,
+        lambda: Net(
+            lambda m, x: m.last(torch.relu((y := m.a(x)) @ y.transpose(1, 2)).flatten(1)),
+            a=c1(3, 8, 1),
+            last=lin(64, 4),
+        ),
+        (2, 3, 9),
+    ),
 }
 
 
@@ -131,28 +193,86 @@ ATTENTION = {
     "attention written out": Row(8 + 4 + 8, lambda: Heads(4, 8, "written out"), (2, 5, 3)),
     "attention with fused qkv": Row(8 + 4 + 8, lambda: Heads(4, 8, "fused"), (2, 5, 3)),
     "sdpa with one head": Row(
-        8 + 8, lambda: Net(lambda m, x: m.last(F.scaled_dot_product_attention(m.q(y := m.first(x)), m.k(y), m.v(y))), first=lin(3, 8), q=lin(8, 6), k=lin(8, 6), v=lin(8, 8), last=lin(8, 4)),
-        (2, 5, 3), stays="the scale of attention",
+        8 + 8,
+        lambda: Net(
+            lambda m, x: m.last(F.scaled_dot_product_attention(m.q(y := m.first(x)), m.k(y), m.v(y))),
+            first=lin(3, 8),
+            q=lin(8, 6),
+            k=lin(8, 6),
+            v=lin(8, 8),
+            last=lin(8, 4),
+        ),
+        (2, 5, 3),
+        stays="the scale of attention",
     ),
     "sdpa with a scale of its own": Row(
-        8 + 6 + 8, lambda: Net(lambda m, x: m.last(F.scaled_dot_product_attention(m.q(y := m.first(x)), m.k(y), m.v(y), scale=0.3)), first=lin(3, 8), q=lin(8, 6), k=lin(8, 6), v=lin(8, 8), last=lin(8, 4)),
+        8 + 6 + 8,
+        lambda: Net(
+            lambda m, x: m.last(F.scaled_dot_product_attention(m.q(y := m.first(x)), m.k(y), m.v(y), scale=0.3)),
+            first=lin(3, 8),
+            q=lin(8, 6),
+            k=lin(8, 6),
+            v=lin(8, 8),
+            last=lin(8, 4),
+        ),
         (2, 5, 3),
     ),
     "sdpa over channels": Row(
-        0, lambda: Net(lambda m, x: m.last(F.scaled_dot_product_attention(m.q(x), m.k(x), m.v(x))), q=c1(3, 8, 1), k=c1(3, 6, 1), v=c1(3, 6, 1), last=c1(8, 4, 1)),
-        (2, 3, 9), stays="softmax",
+        0,
+        lambda: Net(
+            lambda m, x: m.last(F.scaled_dot_product_attention(m.q(x), m.k(x), m.v(x))),
+            q=c1(3, 8, 1),
+            k=c1(3, 6, 1),
+            v=c1(3, 6, 1),
+            last=c1(8, 4, 1),
+        ),
+        (2, 3, 9),
+        stays="softmax",
     ),
     "attention over channels": Row(
-        0, lambda: Net(lambda m, x: m.last((m.q(x) @ m.k(x).transpose(1, 2)).softmax(-1) @ m.v(x)), q=c1(3, 8, 1), k=c1(3, 6, 1), v=c1(3, 6, 1), last=c1(8, 4, 1)),
-        (2, 3, 9), stays="a softmax runs over these channels",
+        0,
+        lambda: Net(
+            lambda m, x: m.last((m.q(x) @ m.k(x).transpose(1, 2)).softmax(-1) @ m.v(x)),
+            q=c1(3, 8, 1),
+            k=c1(3, 6, 1),
+            v=c1(3, 6, 1),
+            last=c1(8, 4, 1),
+        ),
+        (2, 3, 9),
+        stays="a softmax runs over these channels",
     ),
     "nn.MultiheadAttention": Row(
-        8, lambda: Net(lambda m, x: m.last(m.att(y := m.first(x), y, y, need_weights=False)[0]), first=lin(3, 8), att=nn.MultiheadAttention(8, 2, batch_first=True), last=lin(8, 4)),
+        8,
+        lambda: Net(
+            lambda m, x: m.last(m.att(y := m.first(x), y, y, need_weights=False)[0]),
+            first=lin(3, 8),
+            att=nn.MultiheadAttention(8, 2, batch_first=True),
+            last=lin(8, 4),
+        ),
         (2, 5, 3),
     ),
     "non-local block": Row(
-        8 + 6 + 6, lambda: Net(lambda m, x: m.last((y := m.first(x)) + m.w((m.q(y).flatten(2).transpose(1, 2) @ m.k(y).flatten(2)).softmax(-1).matmul(m.v(y).flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, (4, 4)))),
-        first=c2(3, 8, 1), q=c2(8, 6, 1), k=c2(8, 6, 1), v=c2(8, 6, 1), w=c2(6, 8, 1), last=c2(8, 4, 1)), (2, 3, 4, 4)),
+        8 + 6 + 6,
+        lambda: Net(
+            lambda m, x: m.last(
+                (y := m.first(x))
+                + m.w(
+                    (m.q(y).flatten(2).transpose(1, 2) @ m.k(y).flatten(2))
+                    .softmax(-1)
+                    .matmul(m.v(y).flatten(2).transpose(1, 2))
+                    .transpose(1, 2)
+                    .unflatten(2, (4, 4))
+                )
+            ),
+            first=c2(3, 8, 1),
+            q=c2(8, 6, 1),
+            k=c2(8, 6, 1),
+            v=c2(8, 6, 1),
+            w=c2(6, 8, 1),
+            last=c2(8, 4, 1),
+        ),
+        (2, 3, 4, 4),
+    ),
 }
 
 NORMS = {
@@ -162,24 +282,49 @@ NORMS = {
     "batch norm without affine, then one with": Row(8, lambda: around(bn(8, affine=False), bn(8))),
     "batch norm without statistics": Row(8, lambda: around(bn(8, track_running_stats=False))),
     "frozen batch norm": Row(8, lambda: around(torchvision.ops.FrozenBatchNorm2d(8), nn.ReLU())),
-    "one batch norm on two maps": Row(8, lambda: Net(lambda m, x: m.last(m.norm(m.a(x)) * m.norm(m.b(x))), a=c2(3, 8, 1), b=c2(3, 8, 1), norm=bn(8), last=c2(8, 4, 1))),
+    "one batch norm on two maps": Row(
+        8,
+        lambda: Net(
+            lambda m, x: m.last(m.norm(m.a(x)) * m.norm(m.b(x))),
+            a=c2(3, 8, 1),
+            b=c2(3, 8, 1),
+            norm=bn(8),
+            last=c2(8, 4, 1),
+        ),
+    ),
     "instance norm": Row(8, lambda: around(nn.InstanceNorm2d(8, affine=True))),
     "instance norm without affine": Row(8, lambda: around(nn.InstanceNorm2d(8))),
-    "instance norm with statistics": Row(8, lambda: around(nn.InstanceNorm2d(8, affine=True, track_running_stats=True))),
+    "instance norm with statistics": Row(
+        8, lambda: around(nn.InstanceNorm2d(8, affine=True, track_running_stats=True))
+    ),
     "group norm": Row(4, lambda: around(gn(4, 8), nn.ReLU())),
     "group norm without affine": Row(4, lambda: around(gn(4, 8, affine=False), nn.ReLU())),
     "group norm of one": Row(0, lambda: around(gn(1, 8)), stays="shares its statistics"),
     "group norm of each": Row(8, lambda: around(gn(8, 8))),
     "group norm after grouped": Row(4 + 2, lambda: around(c2(8, 8, 1, groups=2), gn(4, 8))),
-    "layer norm": Row(0, lambda: chain(lin(3, 8), nn.LayerNorm(8), lin(8, 4)), (2, 5, 3), stays="shares its statistics"),
+    "layer norm": Row(
+        0, lambda: chain(lin(3, 8), nn.LayerNorm(8), lin(8, 4)), (2, 5, 3), stays="shares its statistics"
+    ),
     "layer norm over places": Row(0, lambda: around(nn.LayerNorm((8, 8))), stays="not zero while masked"),
     "layer norm over places without bias": Row(8, lambda: around(nn.LayerNorm((8, 8), bias=False))),
-    "layer norm around a bottleneck": Row(16, lambda: chain(lin(3, 8), nn.LayerNorm(8), lin(8, 16), nn.GELU(), lin(16, 4)), (2, 5, 3)),
+    "layer norm around a bottleneck": Row(
+        16, lambda: chain(lin(3, 8), nn.LayerNorm(8), lin(8, 16), nn.GELU(), lin(16, 4)), (2, 5, 3)
+    ),
     "rms norm": Row(0, lambda: chain(lin(3, 8), nn.RMSNorm(8), lin(8, 4)), (2, 5, 3), stays="shares its statistics"),
     "local response norm": Row(0, lambda: around(nn.LocalResponseNorm(3))),
     "softmax over channels": Row(0, lambda: around(nn.Softmax(1)), stays="a softmax runs over these channels"),
-    "softmax over places": Row(8, lambda: Net(lambda m, x: m.last(m.a(x).flatten(2).softmax(-1).unflatten(2, (8, 8)) * m.b(x)), a=c2(3, 8, 1), b=c2(3, 8, 1), last=c2(8, 4, 1))),
-    "normalize over channels": Row(8, lambda: Net(lambda m, x: m.last(F.normalize(m.a(x), dim=1)), a=c2(3, 8, 1), last=c2(8, 4, 1))),
+    "softmax over places": Row(
+        8,
+        lambda: Net(
+            lambda m, x: m.last(m.a(x).flatten(2).softmax(-1).unflatten(2, (8, 8)) * m.b(x)),
+            a=c2(3, 8, 1),
+            b=c2(3, 8, 1),
+            last=c2(8, 4, 1),
+        ),
+    ),
+    "normalize over channels": Row(
+        8, lambda: Net(lambda m, x: m.last(F.normalize(m.a(x), dim=1)), a=c2(3, 8, 1), last=c2(8, 4, 1))
+    ),
 }
 
 COVERAGE: dict[str, str] = {}

@@ -24,9 +24,17 @@ class Norm(nn.Sequential):
     """One of the norms, and one of the activations."""
 
     def __init__(self, draw: Draw, width: int) -> None:
-        norms = [nn.BatchNorm2d(width), nn.GroupNorm(2 - width % 2, width), nn.GroupNorm(1, width), nn.InstanceNorm2d(width, affine=True), nn.Identity()]
+        norms = [
+            nn.BatchNorm2d(width),
+            nn.GroupNorm(2 - width % 2, width),
+            nn.GroupNorm(1, width),
+            nn.InstanceNorm2d(width, affine=True),
+            nn.Identity(),
+        ]
         acts = [nn.ReLU(), nn.SiLU(), nn.ReLU(inplace=True), nn.PReLU(width), nn.Sigmoid(), nn.Identity()]
-        super().__init__(norms[draw(st.sampled_from([0, 0, 0, 1, 2, 3, 4]))], acts[draw(st.sampled_from([0, 1, 2, 3, 4, 5]))])
+        super().__init__(
+            norms[draw(st.sampled_from([0, 0, 0, 1, 2, 3, 4]))], acts[draw(st.sampled_from([0, 1, 2, 3, 4, 5]))]
+        )
 
 
 def conv(draw: Draw, width: int, out: int, *, groups: int = 1) -> nn.Module:
@@ -207,7 +215,9 @@ def test_masked_is_compact_and_the_model_is_left_alone(model: nn.Module) -> None
 
 @settings(max_examples=25, deadline=None)
 @given(networks(), st.floats(0.4, 0.95))
-def test_a_target_is_met_and_the_file_comes_back(tmp_path_factory: pytest.TempPathFactory, model: nn.Module, share: float) -> None:
+def test_a_target_is_met_and_the_file_comes_back(
+    tmp_path_factory: pytest.TempPathFactory, model: nn.Module, share: float
+) -> None:
     traced = tracing.trace(model, as_example(example()))
     analysis = traced.analysis
     assume(analysis.channels)

@@ -90,7 +90,7 @@ class Context:
     gammas: set[str] = field(default_factory=set)
     """Names of normalisation scales."""
     parts: list[Array] = field(default_factory=list)
-    """Subsets of channels that an op cut out: channels of one group are in the same ones, so that no part is emptied."""
+    """Subsets of channels that an op cut out: channels of a group are in the same ones, so that no part is emptied."""
 
     def reason(self, call: Call, text: str) -> Reason:
         """The reason, with op, module and source line of the call."""
@@ -117,7 +117,7 @@ class Context:
         self.ids.unite(one[both], two[both])
 
     def match(self, call: Call, left: Tensor, right: Tensor, text: str) -> Tensor:
-        """Unite two facets of equal shape; where only one has a channel, that one stays. Returns unsigned merged ids."""
+        """Unite two facets of equal shape; where only one has a channel, it stays. Returns merged ids, unsigned."""
         dims = tuple(sorted({*varying(left), *varying(right)}))
         one, two = crop(left, dims), crop(right, dims)
         alone = (one != 0) ^ (two != 0)
@@ -147,7 +147,7 @@ class Context:
         return vector
 
     def level(self, call: Call, facet: Tensor, dim: int) -> Tensor:
-        """Unite everything within each index of `dim`; an index of which a part has no channel stays. Returns the line."""
+        """Unite everything within each index of `dim`; a partly bare index stays. Returns the line."""
         rows = crop(facet).movedim(dim, 0).reshape(facet.shape[dim], -1)
         if rows.shape[1] == 1:
             return rows[:, 0].to(torch.int32)

@@ -14,10 +14,11 @@ from effp_fx.ops.shadow import Shadow, absolute, crop, is_empty, leaky, varying
 from effp_fx.ops.table import add
 
 KEEPS_ZERO = (
-    "relu relu6 silu gelu tanh hardswish leaky_relu rrelu elu celu selu abs neg negative sqrt square sin tan asin atan sinh asinh atanh "
-    "floor ceil round trunc fix frac sgn sign erf expm1 log1p softsign mish hardtanh dropout feature_dropout native_dropout "
-    "clone contiguous detach alias to _to_copy type_as float half double positive nan_to_num deg2rad rad2deg hardshrink softshrink tanhshrink "
-    "zeros_like angle real imag conj resolve_conj resolve_neg lift_fresh lift conj_physical fill_zero zero bool int long"
+    "relu relu6 silu gelu tanh hardswish leaky_relu rrelu elu celu selu softsign mish hardtanh hardshrink softshrink "
+    "tanhshrink abs neg negative positive sqrt square sin tan asin atan sinh asinh atanh erf expm1 log1p deg2rad "
+    "rad2deg floor ceil round trunc fix frac sgn sign nan_to_num dropout feature_dropout native_dropout clone "
+    "contiguous detach alias to _to_copy type_as float half double bool int long lift_fresh lift angle real imag conj conj_physical "
+    "resolve_conj resolve_neg zeros_like fill_zero zero"
 )
 MOVES_ZERO = (
     "sigmoid exp exp2 cos cosh acos softplus hardsigmoid log_sigmoid logical_not bitwise_not erfc "

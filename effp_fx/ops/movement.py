@@ -1,4 +1,4 @@
-"""Movement ops: they are run on the shadows themselves, so index maps through any view, cat or shuffle come out exact."""
+"""Movement ops are run on the shadows themselves, so index maps through any view, cat or shuffle come out exact."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ def _passing_through(context: Context, call: Call, layer: tuple[Tensor | None, .
 
 
 def _layers(shadows: list[Shadow], dim: int) -> Iterator[tuple[Tensor | None, ...]]:
-    """One facet (or None) of each tensor at a time: those along the joined dimension together, the others with their like."""
+    """One facet (or None) of each tensor at a time: those along the joined dimension together."""
     ways = {None if dim in varying(facet) else varying(facet): None for shadow in shadows for facet in shadow.facets}
     for way in ways:
         fitting = [

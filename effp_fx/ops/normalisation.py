@@ -115,7 +115,7 @@ def layer_norm(context: Context, call: Call) -> Facets:
 
 
 def weight_norm(context: Context, call: Call) -> Facets:
-    """g * v / |v|: rows pass, columns enter the norm of each row and stay. A mask zeroes g alone: 0 / |0| is no number."""
+    """g * v / |v|: rows pass, columns enter the norm of each row and stay. A mask zeroes g alone, as 0 / |0| is NaN."""
     direction, scale, dim = call.shadow(call["v"]), call.shadow(call["g"]), call["dim"]
     kept = []
     for facet in direction.facets:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from effp_fx.ops.context import Call, Context, Facets, line_facet
-from effp_fx.ops.contraction import convolution_flops
+from effp_fx.ops.convolution import convolution_flops
 from effp_fx.ops.elementwise import combine
 from effp_fx.ops.shadow import Shadow, compress, is_empty, leaky, varying
 from effp_fx.ops.table import add
@@ -122,14 +122,15 @@ def deformed(context: Context, call: Call) -> Facets:
 
 for _rank in (1, 2, 3):
     add(
-        f"max_pool{_rank}d avg_pool{_rank}d adaptive_avg_pool{_rank}d adaptive_max_pool{_rank}d max_pool{_rank}d_with_indices _adaptive_avg_pool{_rank}d"
-        f" lp_pool{_rank}d",
+        f"max_pool{_rank}d max_pool{_rank}d_with_indices avg_pool{_rank}d lp_pool{_rank}d "
+        f"adaptive_avg_pool{_rank}d _adaptive_avg_pool{_rank}d adaptive_max_pool{_rank}d",
         "pass",
         _pool(_rank),
     )
 add(
-    "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d "
-    "_upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d _upsample_bilinear2d_aa _upsample_bicubic2d_aa",
+    "upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d "
+    "_upsample_nearest_exact3d upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d "
+    "_upsample_bilinear2d_aa _upsample_bicubic2d_aa",
     "pass",
     resized,
 )
