@@ -1,8 +1,8 @@
 """Breaks rules of the compiler on purpose, one at a time: masked == compact has to catch each of them.
 
 A mutation counts as caught where masked and compact differ, or where the compact model does not run. Each stands beside
-the network that it is caught on; unbroken, the network is exact, or the catch would prove nothing. Trial lowering is switched off: it is a second net, and
-would freeze what some of these break.
+the network that it is caught on; unbroken, the network is exact, or the catch would prove nothing. Trial lowering is off
+here: it is a second net, and would freeze what some of these break.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from torch import nn
 
 from effp_fx import grouping, interpret, tracing
 from effp_fx.errors import EffpError
-from effp_fx.ops import contraction, elementwise, movement, normalisation, spatial, table
+from effp_fx.ops import convolution, elementwise, movement, normalisation, spatial, table
 from effp_fx.ops.context import Call, Context, line_facet
 from effp_fx.ops.shadow import absolute, varying
 from tests.exactness import EXACT, Net, Row
@@ -105,10 +105,10 @@ def untied_groups(patch: Patch) -> None:
     def grouped(
         context: Context, call: Call, channels: Any, read: Any, made: Any, groups: int, transposed: bool
     ) -> Any:
-        contraction._dense(context, call, None if channels is None else channels.reshape(groups, -1)[0], read, made)
+        convolution._dense(context, call, None if channels is None else channels.reshape(groups, -1)[0], read, made)
         return made
 
-    patch.setattr(contraction, "_grouped", grouped)
+    patch.setattr(convolution, "_grouped", grouped)
 
 
 def unmasked_bias(patch: Patch) -> None:
