@@ -31,7 +31,7 @@ class Exactness:
 
     tracing: tracing.Tracing
     error: float
-    """Largest relative difference between masked and compact, over all masks and outputs. infinity: other shapes, or NaN."""
+    """The largest relative difference of masked and compact, over all masks and outputs; infinite: other shapes."""
     change: float
     """Smallest relative change that any of the masks made to the output: a mask that changes nothing proves nothing."""
 
@@ -51,7 +51,7 @@ class Exactness:
 
 
 def prepared(model: nn.Module) -> nn.Module:
-    """The model in eval mode, every scale, shift and statistic such that it matters; parameters of its own random too."""
+    """The model in eval mode, every scale, shift and statistic such that it matters; its own parameters random too."""
     randomise(model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -184,7 +184,7 @@ class Row:
 
 
 def cases(rows: Mapping[str, Row], coverage: Mapping[str, str]) -> list[Any]:
-    """The names of the rows as parameters of a test; those in `coverage` must fail still, for the reason given there."""
+    """The names of the rows as parameters of a test; those in `coverage` must still fail, for the reason given."""
     unknown = {*coverage} - {*rows}
     assert not unknown, f"no rows of these names: {unknown}"
     return [

@@ -2,7 +2,6 @@
 
 import copy
 import random
-import threading
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -15,10 +14,11 @@ from torch import Tensor, fx, nn
 
 from effp_fx import graph
 from effp_fx.capture import Capture, capture, named_tensors, tensors_of
-from effp_fx.errors import CaptureError, InputError
+from effp_fx.errors import CaptureError
 from effp_fx.inputs import Example, as_example
 from tests.exactness import Net, prepared, weight
-from tests.test_ops_weights import hooked, tied_embedding, tied_layers
+from tests.test_ops_shared import tied_embedding, tied_layers
+from tests.test_ops_weights import hooked
 
 c2, bn = nn.Conv2d, nn.BatchNorm2d
 
@@ -48,7 +48,7 @@ def assert_same_values(model: nn.Module, inputs: Any) -> Capture:
     return captured
 
 
-# -- the model is left as it was ----------------------------------------------------------------------------------------
+# -- the model is left as it was -------------------------------------------------------------------------------------
 
 
 class Busy(nn.Module):
@@ -127,7 +127,7 @@ def test_it_is_left_as_it_was_when_forward_fails() -> None:
     assert all(before[key] == after[key] for key in before)
 
 
-# -- the graph computes what the model computes -----------------------------------------------------------------------
+# -- the graph computes what the model computes ----------------------------------------------------------------------
 
 
 def in_place(m: Any, x: Tensor) -> Tensor:
@@ -248,7 +248,7 @@ def test_values_that_python_reads_are_noted() -> None:
     assert "test_capture.py" in read
 
 
-# -- train mode -----------------------------------------------------------------------------------------------------------
+# -- train mode ------------------------------------------------------------------------------------------------------
 
 
 class Auxiliary(nn.Module):
@@ -278,84 +278,3 @@ def test_one_image_is_doubled_where_a_norm_needs_two() -> None:
     placeholder = next(iter(captured.graph_module.graph.nodes))
     assert isinstance(placeholder, fx.Node)
     assert graph.info(placeholder).shape == (2, 3, 8, 8)
-
-
-# -- errors ---------------------------------------------------------------------------------------------------------------
-
-
-def _uncopyable() -> nn.Module:
-    model = c2(3, 4, 1)
-    model.lock = threading.Lock()  # type: ignore[assignment]  # not a tensor, which is the point
-    return model
-
-
-ERRORS: dict[str, tuple[Callable[[], Any], Any, type[Exception], str]] = {
-    "no module": (lambda: F.relu, image, CaptureError, "not a model"),
-    "no parameters": (nn.ReLU, image, CaptureError, "the model has no parameters"),
-    "a scripted part": (lambda: nn.Sequential(torch.jit.script(c2(3, 4, 1))), image, CaptureError, "a scripted module"),
-    "lazy": (lambda: nn.LazyConv2d(4, 1), image, CaptureError, "a lazy parameter without a shape"),
-    "on meta": (lambda: c2(3, 4, 1, device="meta"), image, CaptureError, "a parameter on the meta device"),
-    "several devices": (
-        lambda: nn.DataParallel(c2(3, 4, 1)),
-        image,
-        CaptureError,
-        "a model wrapped for several devices",
-    ),
-    "compiled": (lambda: torch.compile(c2(3, 4, 1)), image, CaptureError, "a compiled module"),
-    "quantised": (lambda: torch.ao.nn.quantized.Conv2d(3, 4, 1), image, CaptureError, "a quantised module"),
-    "cannot be copied": (_uncopyable, image, CaptureError, "Conv2d cannot be copied"),
-    "no tensor comes out": (
-        lambda: Net(lambda m, x: [1, "two"], a=c2(3, 4, 1)),
-        image,
-        CaptureError,
-        "the model's output holds no tensor",
-    ),
-    "no tensor goes in": (
-        lambda: c2(3, 4, 1),
-        lambda: Example((3, "x"), {}),
-        InputError,
-        "the example inputs hold no tensor",
-    ),
-    "empty batch": (
-        lambda: c2(3, 4, 1),
-        lambda: torch.zeros(0, 3, 8, 8),
-        InputError,
-        "the example inputs are an empty batch",
-    ),
-    "another device": (
-        lambda: c2(3, 4, 1),
-        lambda: torch.zeros(1, 3, 8, 8, device="meta"),
-        InputError,
-        "not on the device of the model",
-    ),
-    "another shape": (
-        lambda: c2(3, 4, 1),
-        lambda: torch.zeros(1, 5, 8, 8),
-        CaptureError,
-        "expected input.*to have 3 channels",
-    ),
-    "another type": (lambda: c2(3, 4, 1), lambda: torch.zeros(1, 3, 8, 8).half(), CaptureError, "inputs: float16"),
-}
-
-
-@pytest.mark.filterwarnings(
-    "ignore:torch.jit:DeprecationWarning",
-    "ignore:`torch.jit:DeprecationWarning",
-    "ignore:torch.quantize_per_tensor",
-    "ignore:torch.ao.quantization",
-)
-@pytest.mark.parametrize("name", ERRORS)
-def test_what_cannot_be_captured_is_said_in_words(name: str) -> None:
-    build, inputs, kind, text = ERRORS[name]
-    with pytest.raises(kind, match=text):
-        capture(build(), as_example(inputs()))
-
-
-def test_a_failure_names_the_line() -> None:
-    def fails(m: Any, x: Tensor) -> Tensor:
-        raise KeyError("levels")
-
-    with pytest.raises(CaptureError) as caught:
-        capture(Net(fails, a=c2(3, 4, 1)), as_example(image()))
-    assert "test_capture.py" in str(caught.value) and "in fails" in str(caught.value)
-    assert "KeyError: 'levels'" in str(caught.value)

@@ -1,8 +1,8 @@
 """Breaks rules of the compiler on purpose, one at a time: masked == compact has to catch each of them.
 
-A mutation counts as caught where masked and compact differ, or where the compact model does not run. Each stands beside
-the network that it is caught on; unbroken, the network is exact, or the catch would prove nothing. Trial lowering is off
-here: it is a second net, and would freeze what some of these break.
+A mutation counts as caught where masked and compact differ, or where the compact model does not run. Each stands
+beside the network that it is caught on; unbroken, the network is exact, or a catch would prove nothing. Trial lowering
+is off here: it is a second net, and would freeze what some of these break.
 """
 
 from collections.abc import Callable

@@ -186,7 +186,8 @@ WRITES = {
     "added to through a view": two(lambda m, y, z: (y.view(2, -1, 64).add_(z.flatten(2)), y)[1]),
     "index_put of places": two(
         lambda m, y, z: (
-            (t := y.permute(2, 3, 0, 1).contiguous())
+            y.permute(2, 3, 0, 1)
+            .contiguous()
             .index_put((torch.tensor([0, 1]),), z.permute(2, 3, 0, 1)[:2])
             .permute(2, 3, 0, 1)
         )

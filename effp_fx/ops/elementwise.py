@@ -17,8 +17,8 @@ KEEPS_ZERO = (
     "relu relu6 silu gelu tanh hardswish leaky_relu rrelu elu celu selu softsign mish hardtanh hardshrink softshrink "
     "tanhshrink abs neg negative positive sqrt square sin tan asin atan sinh asinh atanh erf expm1 log1p deg2rad "
     "rad2deg floor ceil round trunc fix frac sgn sign nan_to_num dropout feature_dropout native_dropout clone "
-    "contiguous detach alias to _to_copy type_as float half double bool int long lift_fresh lift angle real imag conj conj_physical "
-    "resolve_conj resolve_neg zeros_like fill_zero zero"
+    "contiguous detach alias to _to_copy type_as float half double bool int long lift_fresh lift angle real imag conj "
+    "conj_physical resolve_conj resolve_neg zeros_like fill_zero zero"
 )
 MOVES_ZERO = (
     "sigmoid exp exp2 cos cosh acos softplus hardsigmoid log_sigmoid logical_not bitwise_not erfc "
