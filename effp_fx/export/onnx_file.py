@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
@@ -46,13 +49,30 @@ def simplify(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str | None]:
     if model.ByteSize() > ONE_FILE:
         return model, "not simplified: more than 2 GB"
     try:
-        with exporters.quiet():
+        with exporters.quiet(), _muted():
             result, same = onnxsim.simplify(model)
     except Exception as error:  # bindings of a C++ library: anything may come out
         return model, f"not simplified: {str(error).strip().splitlines()[0][:200]}"
     if not same:
         return model, "not simplified: onnxsim's own check failed"
     return result, None
+
+
+@contextlib.contextmanager
+def _muted() -> Iterator[None]:
+    """Nothing from C++ either, which writes past Python's own streams."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = {descriptor: os.dup(descriptor) for descriptor in (1, 2)}
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            for descriptor in kept:
+                os.dup2(nowhere.fileno(), descriptor)
+        yield
+    finally:
+        for descriptor, copy in kept.items():
+            os.dup2(copy, descriptor)
+            os.close(copy)
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:
