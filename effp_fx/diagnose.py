@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from effp_fx import binding, graph, trial
 from effp_fx.capture import replay
-from effp_fx.channel_ids import Reason
+from effp_fx.channel_ids import Ids, Reason
 from effp_fx.groups import Graph, Keep, kept_flags
 from effp_fx.inputs import to_dtype
 from effp_fx.plan import from_keep
@@ -39,6 +39,7 @@ class _Digests:
         if found is None:
             return
         position, expected = found
+        self.follower.position += 1
         sums = [float(self._kept(expected, index, value).double().abs().sum()) for index, value in enumerate(outputs)]
         self.values[position] = sums
         before = None if self.reference is None else self.reference.get(position)
@@ -94,11 +95,18 @@ def _where_parted(work: Tracing, part: Graph, masked: nn.Module, keep: Keep) -> 
     return second.parted
 
 
-def _around(part: Graph, node: fx.Node) -> np.ndarray:
-    found = [
-        channels[channels >= 0]
-        for item in (node, *node.all_input_nodes)
-        for dims in part.dims.get(item, [])
-        for channels in dims.values()
-    ]
-    return np.unique(np.concatenate(found)) if found else np.zeros(0, dtype=np.int64)
+def _around(part: Graph, node: fx.Node) -> Ids:
+    """The channels at an op; where it has none, those of the nearest ops before it: what they were summed up from."""
+    frontier, seen = [node, *node.all_input_nodes], {node}
+    while frontier:
+        found = [
+            channels[channels >= 0]
+            for item in frontier
+            for dims in part.dims.get(item, [])
+            for channels in dims.values()
+        ]
+        if any(len(channels) for channels in found):
+            return np.unique(np.concatenate(found))
+        seen |= {*frontier}
+        frontier = [source for item in frontier for source in item.all_input_nodes if source not in seen]
+    return np.zeros(0, dtype=np.int64)
