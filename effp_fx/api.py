@@ -10,19 +10,18 @@ from typing import Any
 
 import networkx as nx
 import numpy as np
-import torch
 from torch import fx, nn
 
 from effp_fx import binding, budget, cost, diagnose, group_file, importance, masking, tracing
 from effp_fx.capture import FAILED_ON_INPUTS
-from effp_fx.errors import CaptureError, GroupFileError, TargetError, VerificationError
+from effp_fx.errors import CaptureError, TargetError, VerificationError
 from effp_fx.groups import Analysis, ChannelGroup, Frozen, Keep
 from effp_fx.importance import Importance
 from effp_fx.inputs import Example, as_example, map_tensors
 from effp_fx.model_checks import check_model
 from effp_fx.models import adapter_for, example_for
 from effp_fx.plan import ATTRIBUTE, Plan, from_keep
-from effp_fx.recalibrate import recalibrate
+from effp_fx.recalibrate import recalibrate, take_statistics
 from effp_fx.report import trace_text
 from effp_fx.verify import Verification
 from effp_fx.verify import verify as compare
@@ -145,31 +144,21 @@ def trace(
         CaptureError, InputError, NameNotFoundError, GroupFileError.
     """
     network, _ = _network(model)
-    text = None if groups is None else _text_of(groups)
+    text = None if groups is None else group_file.text_of(groups)
+    ignored = tracing.ignored_tensors(network, ignore)
     example, train_example = _examples(network, example_inputs)
     try:
-        found = tracing.trace(network, example, train_example=train_example, ignore=ignore, progress=progress)
+        early = ignore if text is None else ()  # a file may free some of it
+        found = tracing.trace(network, example, train_example=train_example, ignore=early, progress=progress)
     except CaptureError as error:
         if example_inputs is None and error.what.endswith(FAILED_ON_INPUTS):
             error.expected = "what model(...) takes: none was given, so these were inferred"
             error.mend = "example_inputs=torch.rand(1, 3, 224, 224)   # or a tuple of inputs, or a dict of keywords"
         raise
     if text is not None:
-        found.apply_rules(group_file.parse(text, found.analysis, name=str(groups)))
+        found.apply_rules(group_file.parse(text, found.analysis, name=str(groups)), ignored)
         found.settle(progress)
     return _summed(network, found)
-
-
-def _text_of(groups: str | Path) -> str:
-    try:
-        return Path(groups).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise GroupFileError(
-            "the groups file cannot be read",
-            where=str(groups),
-            seen=str(error),
-            mend="effp-fx trace MODEL --emit FILE writes one to edit",
-        ) from error
 
 
 def _summed(network: nn.Module, found: tracing.Tracing) -> Trace:
@@ -260,17 +249,9 @@ def prune_reported(
         recalibrate(result.model, calibration, like=found.tracing.example)
     if inplace:  # last of all: whatever fails before this line, the user's model is as it was
         binding.apply(network, result.plan, inplace=True)
-        if calibration is not None:
-            _take_statistics(network, result.model)
+        take_statistics(network, result.model)
         result = replace(result, model=network)
     return replace(result, model=_rewrapped(model, path, result.model, inplace)) if path else result
-
-
-def _take_statistics(network: nn.Module, small: nn.Module) -> None:
-    own = dict(network.named_buffers())
-    for name, buffer in small.named_buffers():
-        if not torch.equal(own[name], buffer):
-            own[name].copy_(buffer)
 
 
 def _rewrapped(model: nn.Module, path: str, small: nn.Module, inplace: bool) -> nn.Module:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import yaml
@@ -72,6 +73,19 @@ def emit(analysis: Analysis) -> str:
         reason = "".join(c if c.isprintable() else "?" for c in " ".join(frozen.reason.split()))
         lines.append(f"#   {_quoted(frozen.tensor)}: {frozen.channels} channels, {reason}")
     return "\n".join(lines) + "\n"
+
+
+def text_of(file: str | Path) -> str:
+    """What stands in a groups file. Raises GroupFileError where it cannot be read as text."""
+    try:
+        return Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise GroupFileError(
+            "the groups file cannot be read",
+            where=str(file),
+            seen=str(error),
+            mend="effp-fx trace MODEL --emit FILE writes one to edit",
+        ) from error
 
 
 def parse(text: str, analysis: Analysis, *, name: str = "groups.yaml") -> GroupRules:

@@ -56,6 +56,14 @@ def recalibrate(model: nn.Module, batches: Iterable[Any], *, like: Example | Non
     return read
 
 
+def take_statistics(network: nn.Module, small: nn.Module) -> None:
+    """Give a network the statistics, and all other buffers, of its twin of the same sizes."""
+    own = dict(network.named_buffers())
+    for name, buffer in small.named_buffers():
+        if not torch.equal(own[name], buffer):
+            own[name].copy_(buffer)
+
+
 def _run_through(model: nn.Module, batches: Iterable[Any], like: Example) -> int:
     read = 0
     with torch.no_grad():

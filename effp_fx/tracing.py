@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import math
 import time
 from collections.abc import Callable, Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,8 +56,11 @@ class Tracing:
         self.work.ids.freeze(ids, reason)
         self._renumber()
 
-    def apply_rules(self, rules: GroupRules) -> None:
-        """Pin, tie and bound groups as a group file says."""
+    def apply_rules(self, rules: GroupRules, ignored: AbstractSet[str] = frozenset()) -> None:
+        """Pin, tie and bound groups as a group file says; `ignored` weights stay, but for those that it frees."""
+        freed = [self.analysis.group(name) for name in sorted(rules.frees)]
+        spared = [self._ids_of(np.arange(group.start, group.stop)) for group in freed]
+        _freeze_ignored(self.work, ignored, spared)
         for name in rules.pins:
             group = self.analysis.group(name)
             self.work.ids.freeze(
@@ -66,6 +71,9 @@ class Tracing:
             self.work.ids.unite(self._first_ids(left.start, left.stop), self._first_ids(right.start, right.stop))
         for name in {*rules.min_kept, *rules.multiple_of}:
             self.bounds[name] = (rules.min_kept.get(name, 1), rules.multiple_of.get(name, 1))
+        for one, two in [tie for _ in rules.ties for tie in rules.ties]:  # as often as a chain of ties may be long
+            least, multiple = zip(self.bounds.get(one, (1, 1)), self.bounds.get(two, (1, 1)), strict=True)
+            self.bounds[one] = self.bounds[two] = (max(least), math.lcm(*multiple))
         self._renumber()
 
     def settle(self, progress: Progress) -> None:
@@ -230,10 +238,12 @@ def _not_in_the_model(entry: Any, paths: list[str]) -> NameNotFoundError:
     )
 
 
-def _freeze_ignored(work: Interpretation, names: set[str]) -> None:
-    """What these weights hand out stays; what they read may go."""
+def _freeze_ignored(work: Interpretation, names: AbstractSet[str], spared: Iterable[np.ndarray] = ()) -> None:
+    """What these weights hand out stays, but for `spared` ids; what they read may go."""
     consumed = np.zeros(len(work.ids), dtype=np.bool_)
     for ids in work.context.consumed:
+        consumed[ids] = True
+    for ids in spared:
         consumed[ids] = True
     for name in names:
         for owner in work.owners.get(name, []):
