@@ -23,6 +23,8 @@ TOLERANCE = 1e-9
 """Largest relative error in float64. A right lowering shows 1e-15, a wrong one 1e-4 and more."""
 SINGLE_TOLERANCE = 1e-4
 """The same in float32, or 20 times what float32 itself loses against float64 on this model, if that is more."""
+Place = tuple[str, str, str]
+"""Op, module and source line of a choice."""
 _ROUNDS = {"aten.floor", "aten.ceil", "aten.round", "aten.trunc", "aten.floor_divide"}
 
 
@@ -90,22 +92,26 @@ class Verification:
 class _Choices:
     """Records the choices of one run; in a second one compares what was chosen among and imposes them."""
 
-    recorded: list[tuple[str, list[Tensor], list[Tensor]]] = field(default_factory=list)
+    recorded: list[tuple[Place, list[Tensor], list[Tensor]]] = field(default_factory=list)
     following: bool = False
     position: int = 0
+    compared: int = 0
     worst: float = 0.0
 
     def watch(self, node: fx.Node, outputs: list[Tensor], inputs: list[Tensor]) -> list[Tensor] | None:
         name = graph.op_name(node)
         if graph.is_mutation(node) or not _is_choice(name, outputs, inputs):
             return None
+        place = (name, node.meta.get("module", ""), node.meta.get("source", ""))
         if not self.following:
-            self.recorded.append((name, [value.clone() for value in inputs], [value.clone() for value in outputs]))
+            self.recorded.append((place, [value.clone() for value in inputs], [value.clone() for value in outputs]))
             return None
-        if self.position >= len(self.recorded) or self.recorded[self.position][0] != name:
-            raise VerificationError("the two models take different paths", where=graph.place(node), seen=name)
-        _, before, chosen = self.recorded[self.position]
-        self.position += 1
+        found = next((at for at in range(self.position, len(self.recorded)) if self.recorded[at][0] == place), None)
+        if found is None:
+            return None  # one that the first run had no need of
+        self.position = found + 1  # what lies between was cached by the first run of the two
+        _, before, chosen = self.recorded[found]
+        self.compared += 1
         if [value.shape for value in before] != [value.shape for value in inputs]:
             return None  # a choice within the channels themselves: its effect shows further on
         for one, two in zip(before, inputs, strict=True):
@@ -223,9 +229,9 @@ def _check(
             mode, name, tolerance, (failed,), note=f"{type(recording.error).__name__}: {str(recording.error)[:200]}"
         )
     outputs = _outputs(reference[0], recording)
-    if choices.position and dtype == torch.float64:
+    if choices.compared and dtype == torch.float64:
         outputs.append(OutputError("(what was chosen among)", (), choices.worst, choices.worst))
-    return Check(mode, name, tolerance, tuple(outputs), choices.position)
+    return Check(mode, name, tolerance, tuple(outputs), choices.compared)
 
 
 def _outputs(one: Recording, two: Recording) -> list[OutputError]:
