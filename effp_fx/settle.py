@@ -70,7 +70,7 @@ def collect(shadows: Iterable[dict[fx.Node, list[Shadow]]]) -> Facets:
 
 
 def settle(context: Context, facets: Facets) -> None:
-    """Unite along one dimension where channels vary along two, freeze what would empty a tensor, till all is settled."""
+    """Unite along one dimension where channels vary along two, freeze what empties a tensor, until all is settled."""
     starts = np.array([start for _, start, _ in facets.lines.values()], dtype=np.int64)
     pending = dict(facets.wide)
     while True:
