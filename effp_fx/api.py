@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,23 +11,19 @@ import networkx as nx
 import numpy as np
 from torch import fx, nn
 
-from effp_fx import binding, budget, cost, diagnose, group_file, importance, masking, tracing
+from effp_fx import binding, budget, cost, group_file, tracing
 from effp_fx.capture import FAILED_ON_INPUTS
-from effp_fx.errors import CaptureError, TargetError, VerificationError
+from effp_fx.errors import CaptureError, TargetError
 from effp_fx.groups import Analysis, ChannelGroup, Frozen, Keep
-from effp_fx.importance import Importance
-from effp_fx.inputs import Example, as_example, map_tensors
-from effp_fx.model_checks import check_model
-from effp_fx.models import adapter_for, example_for
-from effp_fx.plan import ATTRIBUTE, Plan, from_keep
+from effp_fx.importance import Importance, score
+from effp_fx.lowering import COSTS, Lowered, Targets, choose, plan_and_verify
+from effp_fx.plan import ATTRIBUTE, Plan
 from effp_fx.recalibrate import recalibrate, take_statistics
 from effp_fx.report import trace_text
+from effp_fx.subject import examples_for, network_of, rewrapped
+from effp_fx.tracing import Progress
 from effp_fx.verify import Verification
 from effp_fx.verify import verify as compare
-
-Progress = Callable[[str], None]
-_ATTEMPTS = 8
-"""Plans tried before giving up: each that does not verify freezes what stood in its way."""
 
 
 def quiet(_line: str) -> None:
@@ -104,25 +99,6 @@ class PruneResult:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-def _network(model: nn.Module) -> tuple[nn.Module, str]:
-    """The module that computes, and its path in what the user handed over (a YOLO object holds one).
-
-    Raises CaptureError for what cannot be pruned at all, before anything is asked of it.
-    """
-    check_model(model)
-    adapter = adapter_for(model)
-    path = adapter.network_path(model) if adapter else ""
-    return (model.get_submodule(path) if path else model), path
-
-
-def _examples(model: nn.Module, given: Any) -> tuple[Example, Example | None]:
-    adapter = adapter_for(model)
-    train = adapter.train_example(model) if adapter else None
-    if given is not None:  # detached: nobody copies a tensor that hangs on a graph of autograd
-        return map_tensors(lambda tensor: tensor.detach(), as_example(given)), train
-    return example_for(model), train
-
-
 def trace(
     model: nn.Module,
     example_inputs: Any = None,
@@ -143,10 +119,10 @@ def trace(
     Raises:
         CaptureError, InputError, NameNotFoundError, GroupFileError.
     """
-    network, _ = _network(model)
+    network, _ = network_of(model)
     text = None if groups is None else group_file.text_of(groups)
     ignored = tracing.ignored_tensors(network, ignore)
-    example, train_example = _examples(network, example_inputs)
+    example, train_example = examples_for(network, example_inputs)
     try:
         early = ignore if text is None else ()  # a file may free some of it
         found = tracing.trace(network, example, train_example=train_example, ignore=early, progress=progress)
@@ -242,23 +218,39 @@ def prune_reported(
         targets["flops"] = 0.5
     _check_early(targets, round_to)
     found = trace(model, example_inputs, ignore=ignore, groups=groups, progress=progress)
-    network, path = _network(model)
-    result = _plan_and_verify(network, found, targets, importance, round_to, progress)
+    network, path = network_of(model)
+    asked = Targets(targets["flops"], targets["params"], round_to)
+
+    def select(analysis: Analysis) -> Keep:
+        return choose(analysis, asked, score(analysis, network, importance))
+
+    lowered = plan_and_verify(found.tracing, select, progress)
+    result = _result(lowered, _summed(network, found.tracing), round_to)
     if calibration is not None:
         progress("re-estimate batch norms")
         recalibrate(result.model, calibration, like=found.tracing.example)
     if inplace:  # last of all: whatever fails before this line, the user's model is as it was
         binding.apply(network, result.plan, inplace=True)
         take_statistics(network, result.model)
-        result = replace(result, model=network)
-    return replace(result, model=_rewrapped(model, path, result.model, inplace)) if path else result
+        return replace(result, model=model)
+    return replace(result, model=rewrapped(model, path, result.model, inplace=False))
 
 
-def _rewrapped(model: nn.Module, path: str, small: nn.Module, inplace: bool) -> nn.Module:
-    """Put the compact network back into what the user handed over, or into a copy of it."""
-    if inplace:
-        return model
-    return binding.copy_around(model, model.get_submodule(path), small)
+def _result(lowered: Lowered, found: Trace, round_to: int) -> PruneResult:
+    flops, params = (build(found.analysis) for build in COSTS.values())
+    return PruneResult(
+        lowered.model,
+        lowered.plan,
+        found,
+        lowered.keep,
+        flops.dense,
+        float(flops(lowered.keep)),
+        params.dense,
+        float(params(lowered.keep)),
+        lowered.verification,
+        float(flops.marginal(lowered.keep).max(initial=0.0)) * round_to,
+        found.seconds | lowered.seconds,
+    )
 
 
 def _check_early(targets: Mapping[str, float | None], round_to: int) -> None:
@@ -276,75 +268,11 @@ def _check_early(targets: Mapping[str, float | None], round_to: int) -> None:
         )
 
 
-def _plan_and_verify(
-    network: nn.Module,
-    found: Trace,
-    targets: Mapping[str, float | None],
-    score_by: str | Importance | Any,
-    round_to: int,
-    progress: Progress,
-) -> PruneResult:
-    seconds = dict(found.seconds)
-    last: Verification | None = None
-    for _ in range(_ATTEMPTS):
-        begin = time.perf_counter()
-        progress("choose channels")
-        keep, costs = _choose(network, found.analysis, targets, score_by, round_to)
-        planned = time.perf_counter()
-        progress("lower")
-        plan = from_keep(found.analysis, keep, found.tracing.attributes(keep))
-        small = binding.apply(network, plan)
-        lowered = time.perf_counter()
-        masked = masking.masked_copy(network, found.analysis, keep)
-        work = found.tracing
-        train_example = work.train_example
-        last = compare(masked, small, work.example, train_example=train_example, modes=work.modes, progress=progress)
-        seconds |= {"plan": planned - begin, "lowering": lowered - planned, "verify": time.perf_counter() - lowered}
-        if last.equal:
-            after = {name: float(one(keep)) for name, one in costs.items()}
-            step = float(costs["flops"].marginal(keep).max(initial=0.0)) * round_to
-            return PruneResult(
-                small,
-                plan,
-                found,
-                keep,
-                costs["flops"].dense,
-                after["flops"],
-                costs["params"].dense,
-                after["params"],
-                last,
-                step,
-                seconds,
-            )
-        progress("the compact model differs: look for the cause")
-        if not diagnose.learn(work, masked, keep):
-            break
-        found = _summed(network, work)
-    raise VerificationError(
-        "masked and compact model differ, so no model is returned",
-        seen=str(last),
-        mend="name the part that resists in ignore=, and report the model",
-    )
-
-
-def _choose(
-    network: nn.Module, analysis: Analysis, targets: Mapping[str, float | None], score_by: Any, round_to: int
-) -> tuple[Keep, dict[str, cost.Cost]]:
-    costs = {"flops": cost.flops(analysis), "params": cost.params(analysis)}
-    wanted = {
-        name: budget.resolve_target(value, costs[name].dense, f"target_{name}")
-        for name, value in targets.items()
-        if value is not None
-    }
-    scores = importance.score(analysis, network, score_by)
-    return budget.search(analysis, scores, {name: costs[name] for name in wanted}, wanted, round_to=round_to), costs
-
-
 def verify(masked: nn.Module, compact: nn.Module, example_inputs: Any = None) -> Verification:
     """Compare two models on the same inputs: `.equal`, `.max_relative_error`, `.checks`. Both are left as they were."""
-    network, _ = _network(masked)
-    example, train_example = _examples(network, example_inputs)
-    return compare(network, _network(compact)[0], example, train_example=train_example)
+    network, _ = network_of(masked)
+    example, train_example = examples_for(network, example_inputs)
+    return compare(network, network_of(compact)[0], example, train_example=train_example)
 
 
 __all__ = ["ATTRIBUTE", "PruneResult", "Trace", "prune", "prune_reported", "trace", "verify"]
