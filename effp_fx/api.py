@@ -11,7 +11,7 @@ import networkx as nx
 import numpy as np
 from torch import fx, nn
 
-from effp_fx import binding, budget, cost, group_file, tracing
+from effp_fx import binding, budget, cost, tracing
 from effp_fx.capture import FAILED_ON_INPUTS
 from effp_fx.errors import CaptureError, TargetError
 from effp_fx.groups import Analysis, ChannelGroup, Frozen, Keep
@@ -120,20 +120,16 @@ def trace(
         CaptureError, InputError, NameNotFoundError, GroupFileError.
     """
     network, _ = network_of(model)
-    text = None if groups is None else group_file.text_of(groups)
-    ignored = tracing.ignored_tensors(network, ignore)
     example, train_example = examples_for(network, example_inputs)
     try:
-        early = ignore if text is None else ()  # a file may free some of it
-        found = tracing.trace(network, example, train_example=train_example, ignore=early, progress=progress)
+        found = tracing.trace(
+            network, example, train_example=train_example, ignore=ignore, groups=groups, progress=progress
+        )
     except CaptureError as error:
         if example_inputs is None and error.what.endswith(FAILED_ON_INPUTS):
             error.expected = "what model(...) takes: none was given, so these were inferred"
             error.mend = "example_inputs=torch.rand(1, 3, 224, 224)   # or a tuple of inputs, or a dict of keywords"
         raise
-    if text is not None:
-        found.apply_rules(group_file.parse(text, found.analysis, name=str(groups)), ignored)
-        found.settle(progress)
     return _summed(network, found)
 
 

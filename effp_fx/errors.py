@@ -76,6 +76,14 @@ class GroupFileError(EffpError):
     """The groups file asks for what cannot be; `where` names its line."""
 
 
+class SessionError(EffpError):
+    """A training session was asked for what it cannot do: options, optimizer, steps or model do not fit together."""
+
+
+class DivergenceError(EffpError):
+    """Training has left the finite numbers: a loss, a gradient or a weight is NaN or infinite; no step was taken."""
+
+
 class ExportError(EffpError):
     """The network could not be written to ONNX, or what was written does not compute the same."""
 

@@ -32,19 +32,19 @@ def gamma(analysis: Analysis, tensors: Mapping[str, Tensor]) -> Floats:
     names = [(name, 0) for group in analysis.groups for name in group.gammas]
     squares, entries = _collect(analysis, tensors, names, torch.square)
     scaled = np.sqrt(squares / np.maximum(entries, 1))
-    return _over_group_mean(analysis, np.where(entries > 0, scaled, l2(analysis, tensors)))
+    return over_group_mean(analysis, np.where(entries > 0, scaled, l2(analysis, tensors)))
 
 
 def l1(analysis: Analysis, tensors: Mapping[str, Tensor]) -> Floats:
     """Sum of |w| over the filters that make a channel (Li et al. 2017), divided by the group's mean."""
     sums, _ = _collect(analysis, tensors, _makers(analysis), torch.abs)
-    return _over_group_mean(analysis, sums)
+    return over_group_mean(analysis, sums)
 
 
 def l2(analysis: Analysis, tensors: Mapping[str, Tensor]) -> Floats:
     """L2 norm of the filters that make a channel, all of them together, divided by the group's mean."""
     squares, _ = _collect(analysis, tensors, _makers(analysis), torch.square)
-    return _over_group_mean(analysis, np.sqrt(squares))
+    return over_group_mean(analysis, np.sqrt(squares))
 
 
 def random(analysis: Analysis, tensors: Mapping[str, Tensor]) -> Floats:
@@ -135,7 +135,7 @@ def _collect(
     return sums, slices
 
 
-def _over_group_mean(analysis: Analysis, scores: Floats) -> Floats:
+def over_group_mean(analysis: Analysis, scores: Floats) -> Floats:
     """Scores divided by the mean of their group; a group of zeros gets ones, for nothing tells its channels apart."""
     scaled = np.ones(analysis.channels)
     for group in analysis.groups:

@@ -71,9 +71,7 @@ def lower(found: Tracing, network: nn.Module, keep: Keep, progress: Progress) ->
     masked = masking.masked_copy(network, found.analysis, keep)
     train = found.train_example
     checked = verify(masked, small, found.example, train_example=train, modes=found.modes, progress=progress)
-    return Lowered(
-        small, plan, keep, checked, {"lowering": lowered - begin, "verify": time.perf_counter() - lowered}
-    )
+    return Lowered(small, plan, keep, checked, {"lowering": lowered - begin, "verify": time.perf_counter() - lowered})
 
 
 def plan_and_verify(found: Tracing, select: Callable[[Analysis], Keep], progress: Progress) -> Lowered:

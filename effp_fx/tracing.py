@@ -8,13 +8,14 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-from effp_fx import binding, grouping, size_rules, trial
+from effp_fx import binding, group_file, grouping, size_rules, trial
 from effp_fx.capture import Capture, capture, named_tensors
 from effp_fx.channel_ids import Reason
 from effp_fx.errors import CaptureError, NameNotFoundError
@@ -87,6 +88,11 @@ class Tracing:
             f"{type(self.model).__name__} did not settle after {_ROUNDS} trials",
             mend="name the part that resists in ignore=, and report the model",
         )
+
+    def settled(self, model: nn.Module) -> Tracing:
+        """What it takes to lower another model of this structure, without the graphs and the ids behind it."""
+        light = replace(self.analysis, graphs=())
+        return replace(self, model=model, analysis=light, work=Interpretation({}))
 
     def _try_out(self, progress: Progress) -> bool:
         """One round; True where something was learnt and another is due."""
@@ -164,6 +170,7 @@ def trace(
     *,
     train_example: Example | None = None,
     ignore: Ignore = (),
+    groups: str | Path | None = None,
     progress: Progress = lambda _: None,
 ) -> Tracing:
     """Capture, interpret, group and try out a model; the model is left as it was.
@@ -173,12 +180,15 @@ def trace(
         example: inputs for eval mode.
         train_example: inputs for train mode, with targets where forward wants them; None: those of eval mode.
         ignore: modules, their names, or globs over names, whose own channels stay.
+        groups: a groups file as the user edited it; it may free what `ignore` pins.
         progress: called with a line before each long step.
 
     Raises:
         CaptureError, InputError: the model or the inputs cannot be used.
         NameNotFoundError: `ignore` names nothing in the model.
+        GroupFileError: the groups file asks for what cannot be.
     """
+    text = None if groups is None else group_file.text_of(groups)
     pinned = ignored_tensors(model, ignore)
     begin = time.perf_counter()
     progress("capture in eval mode")
@@ -198,12 +208,16 @@ def trace(
     for recorded in captures:
         work.walk(recorded)
     work.freeze_unused()
-    _freeze_ignored(work, pinned)
+    if text is None:
+        _freeze_ignored(work, pinned)
     work.notes += notes
     analysis = grouping.build(work, {name for name, _ in model.named_parameters()})
     seconds = {"capture": captured - begin, "analysis": time.perf_counter() - captured}
     tracing = Tracing(model, example, train_example, work, analysis, modes, seconds=seconds)
     tracing.settle(progress)
+    if text is not None:
+        tracing.apply_rules(group_file.parse(text, tracing.analysis, name=str(groups)), pinned)
+        tracing.settle(progress)
     return tracing
 
 

@@ -51,10 +51,15 @@ def run(steps: Sequence[Pass], analysis: Analysis, part: Graph, observe: Observe
     return results
 
 
-def rebuilt(part: Graph, new_graph: fx.Graph, weights: dict[str, Tensor], title: str) -> fx.GraphModule:
-    """A graph module over `new_graph` with these weights in place of the captured ones of the same name."""
+def rebuilt(
+    part: Graph, new_graph: fx.Graph, weights: dict[str, Tensor], title: str, more: dict[str, Tensor] | None = None
+) -> fx.GraphModule:
+    """A graph module over `new_graph` with these weights in place of the captured ones of the same name.
+
+    `more`: tensors by names that the captured graph does not have.
+    """
     source = part.capture.graph_module
-    attributes: dict[str, Tensor] = {}
+    attributes: dict[str, Tensor] = dict(more or {})
     for _, name in graph.weights(source):
         tensor = graph.tensor_of(source, name)
         value = weights.get(name, tensor)

@@ -1,0 +1,40 @@
+"""The options of a session that are not about its schedule, checked when they are made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from effp_fx.errors import SessionError
+from effp_fx.session.selection import check_regrow
+
+
+@dataclass(frozen=True)
+class Options:
+    """How the pruning loss presses, and by what channels are ranked."""
+
+    alpha: float | None = None
+    """Weight of the pruning loss in equation (4). None (ours): at each step the weight at which the pruning loss's
+    gradient, over all gammas, is `pressure` times as large as the network's, so that the scale of the loss, the
+    learning rate and the optimizer do not matter."""
+    pressure: float = 0.1
+    threshold: float = 0.01
+    """Of theta: a part of the mean magnitude that the group had at the start (ours; the paper has an absolute t)."""
+    importance: str | Callable[..., Any] | Any = "gamma"
+    """By what channels are ranked: as in `prune`; `gamma` is the magnitude that theta looks at."""
+    regrow_by: str = "importance"
+    """Which of the pruned channels come back: `importance` or `random`."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("alpha", "pressure", "threshold"):
+            value = getattr(self, name)
+            if value is None and name == "alpha":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+                raise SessionError(f"{name} must be a finite number, 0 or more", seen=repr(value))
+        if self.threshold == 0:
+            raise SessionError("threshold must be above 0", seen="0", expected="a small part of a group's mean: 0.01")
+        check_regrow(self.regrow_by)

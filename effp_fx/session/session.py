@@ -1,0 +1,292 @@
+"""The session: hooks one optimizer, and prunes the user's own model while the user's own loop trains it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from effp_fx import importance as importances
+from effp_fx import lowering, masking, tracing
+from effp_fx.errors import SessionError
+from effp_fx.groups import Keep
+from effp_fx.passes.pruning_loss import PruningLoss
+from effp_fx.schedule import Schedule
+from effp_fx.session import checks, state
+from effp_fx.session.history import Update, kept_by_group
+from effp_fx.session.holding import Holder
+from effp_fx.session.options import Options
+from effp_fx.session.pressure import Pressure
+from effp_fx.session.rehearsal import rehearse
+from effp_fx.session.selection import select
+from effp_fx.sites import sites_of
+from effp_fx.subject import network_of, rewrapped, unwrapped
+from effp_fx.tracing import Progress, Tracing
+
+
+class Session:
+    """One training run in which a model is pruned to its targets: EFFP (Ko, Jeon, Kim, AICAS 2024).
+
+        session = effp_fx.Session(model, optimizer, total_steps, target_flops=0.5)
+        ...                                  # the loop as it was: forward, loss, backward, optimizer.step()
+        small = session.compact()
+
+    Nothing about the model changes while it trains: channels that are off are zeros in its own parameters. Before a
+    step alpha times the gradient of the pruning loss is added to the gammas; after a step what is off is zeroed; after
+    some, channels are pruned and regrown. After `schedule.freeze_step` the mask is fixed and meets the targets.
+
+    Args:
+        model: what is trained; DistributedDataParallel and torch.compile around it are seen through.
+        optimizer: a torch.optim.Optimizer over its parameters.
+        total_steps: optimizer steps of the whole training.
+        target_flops: what is kept: up to 1 a part, above 1 a count. 0.5 if neither target is given.
+        target_params: the same for parameters.
+        example_inputs: what `model(...)` takes; None: the family's own, or inferred.
+        start, end, updates, regrow: see `Schedule`; ours, chosen from docs/results/session.md.
+        round_to: channel counts become multiples of this, where a group is large enough.
+        ignore: modules, names or globs whose own channels stay.
+        groups: an edited groups file.
+        progress: called with a line before each long step of the analysis.
+        options: alpha, pressure, threshold, importance, regrow_by, seed: see `Options`.
+
+    Raises:
+        SessionError: optimizer, model, steps or options do not fit together; nothing is changed.
+        TargetError, UnreachableTargetError, CaptureError, InputError, NameNotFoundError, VerificationError.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Any,
+        total_steps: int,
+        *,
+        target_flops: float | None = None,
+        target_params: float | None = None,
+        example_inputs: Any = None,
+        start: float = Schedule.start,
+        end: float = Schedule.end,
+        updates: int = Schedule.updates,
+        regrow: float = Schedule.regrow,
+        round_to: int = 1,
+        ignore: tracing.Ignore = (),
+        groups: str | Path | None = None,
+        progress: Progress = lambda _: None,
+        **options: Any,
+    ) -> None:
+        self.schedule = Schedule(total_steps, start, end, updates, regrow)
+        self.options = Options(**options)
+        if target_flops is None and target_params is None:
+            target_flops = 0.5
+        self.targets = lowering.Targets(target_flops, target_params, round_to)
+        self._optimizer = checks.optimizer_of(optimizer)
+        checks.check_not_sharded(model)
+        self._model = unwrapped(model)
+        self._network, self._path = network_of(self._model)
+        self._tensors: dict[str, Tensor] = {
+            **dict(self._network.named_parameters()),
+            **dict(self._network.named_buffers()),
+        }
+        traced = rehearse(self._network, example_inputs, self.targets, ignore, groups, progress)
+        self._traced = traced.settled(self._network)
+        self.analysis = self._traced.analysis
+        checks.check_optimizer(self.analysis, self._tensors, self._optimizer)
+        self._costs = {name: build(self.analysis) for name, build in lowering.COSTS.items()}
+        self._pressure = self._prepared(traced)
+        self._holder = Holder(self.analysis, self._tensors)
+        self.step = 0
+        self.history: list[Update] = []
+        self.log: list[Callable[[Update], None]] = []
+        """Called with every update, as it is made."""
+        self._hooks = [
+            self._optimizer.register_step_pre_hook(self._before_step),
+            self._optimizer.register_step_post_hook(self._after_step),
+        ]
+
+    @property
+    def keep(self) -> Keep:
+        """The mask as it is (K): True where a channel is alive."""
+        return ~self._holder.off
+
+    @property
+    def flops(self) -> float:
+        """FLOPs of the network as it is masked now, as a part of the dense one's."""
+        return float(self._costs["flops"](self.keep)) / self._costs["flops"].dense
+
+    @property
+    def params(self) -> float:
+        """Parameters likewise."""
+        return float(self._costs["params"](self.keep)) / self._costs["params"].dense
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the mask is fixed, so that `compact` is possible."""
+        return self.step >= self.schedule.freeze_step
+
+    def pruning_loss(self) -> Tensor:
+        """alpha * L_prune, to be added to the loss by those who want it there: a float64 scalar.
+
+        From the first call on, the hook adds no gradient of its own.
+        """
+        return self._pressure.term()
+
+    def compact(self, model: nn.Module | None = None) -> nn.Module:
+        """The compact model, of the class of the trained one, verified against the masked one on the example inputs.
+
+        Args:
+            model: another model of the same structure, such as a moving average of the trained one; its channels are
+                masked and cut as those of the trained one. None: the trained model.
+
+        Raises:
+            SessionError: the mask is not fixed yet, or `model` has another structure.
+            VerificationError: masked and compact model differ; nothing is returned.
+        """
+        if not self.frozen:
+            raise SessionError(
+                "the mask is not fixed yet",
+                seen=f"step {self.step} of {self.schedule.total_steps}",
+                expected=f"step {self.schedule.freeze_step} or later",
+                mend="train on, or make the session with the steps that there are",
+            )
+        outer = self._model if model is None else unwrapped(model)
+        network, path = network_of(outer)
+        traced = self._traced
+        if network is not self._network:
+            checks.check_same_structure(self._network, network)
+            network = masking.masked_copy(network, self.analysis, self.keep)
+            traced = traced.settled(network)
+        lowered = lowering.lower(traced, network, self.keep, lambda _: None)
+        if not lowered.verification.equal:
+            raise lowering.differs(lowered.verification)
+        return rewrapped(outer, path, lowered.model, inplace=False)
+
+    def masked(self, model: nn.Module) -> nn.Module:
+        """A copy of a model of the same structure (a moving average) with the channels that are off at zero."""
+        outer = unwrapped(model)
+        network, path = network_of(outer)
+        checks.check_same_structure(self._network, network)
+        return rewrapped(outer, path, masking.masked_copy(network, self.analysis, self.keep), inplace=False)
+
+    def close(self) -> None:
+        """Take the hooks off the optimizer; what is off stays zero only as far as training leaves it so."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed session needs beside the states of model and optimizer: tensors, numbers and strings,
+        so that `torch.load(weights_only=True)` takes it."""
+        return {
+            "version": state.VERSION,
+            "about": self._about(),
+            "step": self.step,
+            "off": torch.from_numpy(self._holder.off.copy()),
+            "aside": state.packed(self._holder.aside),
+            "pressure": self._pressure.state_dict(),
+            "history": [update.to_dict() for update in self.history],
+        }
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Go on where another session of the same model and options was; model and optimizer are loaded beside it.
+
+        Raises SessionError where it is of another model, targets or schedule; nothing is changed then.
+        """
+        state.check(saved, self._about())
+        self.step = int(saved["step"])
+        self._holder.restore(saved["off"].cpu().numpy().copy(), state.unpacked(saved["aside"]))
+        self._pressure.load_state_dict(saved["pressure"])
+        self.history[:] = [Update(**update) for update in saved["history"]]
+
+    def _about(self) -> dict[str, Any]:
+        return state.about(self.analysis, self.targets, self.schedule)
+
+    def _prepared(self, traced: Tracing) -> Pressure:
+        """The pruning loss's graph over the user's parameters, magnitudes counted from what they are now."""
+        trainable = {name for name, value in self._tensors.items() if value.requires_grad}
+        sites = sites_of(self.analysis, trainable)
+        step = PruningLoss(
+            costs=self._costs,
+            targets=self.targets.absolute(self._costs),
+            sites=sites,
+            reference=torch.ones(self.analysis.channels, dtype=torch.float64),
+            tensors=self._tensors,
+            threshold=self.options.threshold,
+            alone=True,
+        )
+        device = next(iter(self._tensors.values())).device
+        module = step(traced.analysis, traced.analysis.graphs[0]).graph_module.to(device)
+        pressed = {site.tensor: self._tensors[site.tensor] for site in sites if site.tensor in trainable}
+        gammas = {site.tensor for site in sites if site.is_gamma}
+        measured = {name: value for name, value in pressed.items() if name in gammas} or pressed
+        pressure = Pressure(module, pressed, measured, self.options)
+        pressure.refer_to_groups(self.analysis)
+        return pressure
+
+    def _before_step(self, *_: Any) -> None:
+        if self.step >= self.schedule.total_steps:
+            raise SessionError(
+                "the session is over",
+                seen=f"a step after the last of {self.schedule.total_steps}",
+                mend="small = session.compact(); or session.close() and train on; or a larger total_steps",
+            )
+        self._pressure.press(getattr(self._optimizer, "grad_scale", None), self.step)
+
+    def _after_step(self, *_: Any) -> None:
+        skipped = getattr(self._optimizer, "found_inf", None)
+        if skipped is not None and float(skipped):  # a fused optimizer that its GradScaler told to do nothing
+            return
+        self.step += 1
+        if self.schedule.is_update(self.step):
+            self._update()
+        else:
+            self._holder.zero()
+
+    def _states(self) -> dict[str, dict[str, Any]]:
+        return {
+            name: self._optimizer.state[value]
+            for name, value in self._tensors.items()
+            if isinstance(value, nn.Parameter) and value in self._optimizer.state
+        }
+
+    def _update(self) -> None:
+        """Bring everything back as it was when last alive, choose anew among all channels, take the rest off."""
+        checks.check_unchanged(self._tensors, self._network, self._optimizer)
+        before, states = self._holder.off, self._states()
+        loss, _ = self._pressure.value()
+        self._holder.zero()
+        self._holder.release(states)
+        off = before
+        try:
+            share = self.schedule.regrow_share(self.step)
+            scores = self._scores()
+            seed = self.options.seed + self.step
+            off = ~select(self.analysis, self.targets, scores, ~before, share, self.options.regrow_by, seed)
+        finally:  # whatever goes wrong in the choice, what was held is held again
+            self._holder.hold(off, states)
+        self._record(before, off, share, loss)
+
+    def _scores(self) -> importances.Floats:
+        if self.options.importance == "gamma":
+            magnitudes: importances.Floats = self._pressure.value()[1].cpu().numpy()
+            return magnitudes
+        return importances.score(self.analysis, self._network, self.options.importance)
+
+    def _record(self, before: Keep, off: Keep, share: float, loss: float) -> None:
+        made = Update(
+            step=self.step,
+            flops=self.flops,
+            params=self.params,
+            kept=kept_by_group(self.analysis, ~off),
+            pruned=int(np.count_nonzero(off & ~before)),
+            regrown=int(np.count_nonzero(before & ~off)),
+            given_back=share,
+            pruning_loss=loss,
+            alpha=self._pressure.last_alpha,
+            final=self.frozen,
+        )
+        self.history.append(made)
+        for listener in self.log:
+            listener(made)
