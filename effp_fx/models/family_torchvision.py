@@ -69,7 +69,7 @@ class TorchvisionAdapter(Adapter):
         """Return one image: a list for detectors, of the size that their own transform resizes to."""
         like = reference_tensor(model)
         if _is_detector(model):
-            return Example(([random_input((3, *_detector_size(model)), like=like)],))
+            return detector_example(model)
         if is_from(model, "torchvision.models.optical_flow"):  # two frames; the pyramid needs 128 pixels
             return Example(tuple(random_input((1, 3, 128, 128), like=like, seed=frame) for frame in range(2)))
         return Example((random_input(_shape(model, batch=1), like=like),))
@@ -78,12 +78,22 @@ class TorchvisionAdapter(Adapter):
         """Return two samples, since batch norm over 1x1 maps needs more than one; detectors get two boxes each."""
         like = reference_tensor(model)
         if _is_detector(model):
-            size = _detector_size(model)
-            images = [random_input((3, *size), like=like, seed=seed) for seed in range(2)]
-            return Example((images, [_target(model, size, like) for _ in images]))
+            return detector_train_example(model)
         if is_from(model, "torchvision.models.optical_flow"):
             return None
         return Example((random_input(_shape(model, batch=2), like=like),))
+
+
+def detector_example(model: nn.Module) -> Example:
+    """Return one image, in a list, of the size to which the ``transform`` of the detector resizes."""
+    return Example(([random_input((3, *_detector_size(model)), like=reference_tensor(model))],))
+
+
+def detector_train_example(model: nn.Module) -> Example:
+    """Return two images of that size, and targets of two boxes for each."""
+    like, size = reference_tensor(model), _detector_size(model)
+    images = [random_input((3, *size), like=like, seed=seed) for seed in range(2)]
+    return Example((images, [_target(model, size, like) for _ in images]))
 
 
 def freeze_batch_norm(model: nn.Module, name: str = "model") -> None:
