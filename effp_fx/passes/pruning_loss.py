@@ -146,8 +146,9 @@ def _summed(writer: _Writer, sites: Sequence[Site], measure: Any, channels: int,
 
 
 def _cost(writer: _Writer, name: str, cost: Cost, theta: fx.Node) -> fx.Node:
-    """Equations (1) and (2): the dense cost of each layer times the kept shares of its factors, summed."""
-    dense = cost.counts(np.ones(cost.channels))
+    """Equations (1) and (2), k_in * k_out * F_l summed, with counts in place of the shares and the cost of one pair of
+    channels in place of F_l: whole numbers, so that a target which is met is met to the last bit, and the hinge off.
+    """
     entries = writer.call(
         torch.mul,
         writer.constant(f"{name}_weights", cost.entry_weight),
@@ -158,8 +159,7 @@ def _cost(writer: _Writer, name: str, cost: Cost, theta: fx.Node) -> fx.Node:
         writer.constant(f"{name}_factors", cost.entry_factor),
     )
     counts = writer.call(torch.index_add, base, 0, factor, entries)
-    shares = writer.call(torch.div, counts, writer.constant(f"{name}_dense", np.maximum(dense, 1.0)))
-    slots = writer.call(torch.index_select, shares, 0, writer.constant(f"{name}_slots", cost.slots.reshape(-1)))
+    slots = writer.call(torch.index_select, counts, 0, writer.constant(f"{name}_slots", cost.slots.reshape(-1)))
     of_layers = writer.call(torch.prod, writer.call(torch.reshape, slots, list(cost.slots.shape)), 1)
-    layers = writer.constant(f"{name}_layers", cost.term_costs(dense))
+    layers = writer.constant(f"{name}_layers", cost.constants)
     return writer.call(torch.sum, writer.call(torch.mul, layers, of_layers))
