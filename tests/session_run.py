@@ -34,7 +34,7 @@ class Silu(nn.Module):
 def net(name: str = "chain") -> nn.Module:
     """A tiny net with weights from seed 0, gammas that differ, in train mode."""
     torch.manual_seed(0)
-    model = Silu() if name == "silu" else models.build(f"effp:{name}", width=8).model
+    model = Silu() if name == "silu" else models.build(f"effp:{name}?width=8").model
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d) and module.affine:
