@@ -49,7 +49,7 @@ def sgd(model: nn.Module) -> torch.optim.Optimizer:
 
 def attached(model: nn.Module, optimizer: torch.optim.Optimizer, **options: Any) -> Session:
     """A session of STEPS steps on images of 3 x 16 x 16."""
-    options = {"target_flops": 0.5, "target_params": 0.5, "example_inputs": torch.rand(2, 3, 16, 16)} | options
+    options = {"target_flops": 0.5, "target_params": 0.5, "example_inputs": batch(0, 2)[0]} | options
     return Session(model, optimizer, options.pop("total_steps", STEPS), **UPDATES | options)
 
 

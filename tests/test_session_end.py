@@ -113,7 +113,7 @@ def test_nothing_shows_on_the_model() -> None:
     model, plain = net(), net()
     optimizer = sgd(model)
     with untouched(model):
-        session = attached(model, optimizer, example_inputs=batch(0)[0])
+        session = attached(model, optimizer)
     assert pickle.dumps(model) == pickle.dumps(plain)
     keys = set(described(model))
     for _ in train(model, optimizer, range(3)):

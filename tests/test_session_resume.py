@@ -127,7 +127,7 @@ def test_a_state_is_a_copy() -> None:
     ],
 )
 def test_what_is_no_state_is_refused(spoil: Any, message: str) -> None:
-    model, optimizer, session = started(adam)
+    model, _optimizer, session = started(adam)
     before = session.state_dict()
     with untouched(model), pytest.raises(SessionError, match=message):
         session.load_state_dict(spoil(session.state_dict()))
