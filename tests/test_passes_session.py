@@ -95,10 +95,11 @@ def test_indicators_of_names_that_are_nearly_the_same() -> None:
 
 def pruning_loss(found: Tracing, targets: dict[str, float], *, alone: bool) -> PruningLoss:
     tensors = {**dict(found.model.named_parameters()), **dict(found.model.named_buffers())}
+    trainable = {name for name, value in tensors.items() if value.requires_grad}
     return PruningLoss(
         costs={"flops": cost.flops(found.analysis), "params": cost.params(found.analysis)},
         targets=targets,
-        sites=sites_of(found.analysis, {name for name, value in found.model.named_parameters() if value.requires_grad}),
+        sites=sites_of(found.analysis, trainable),
         reference=torch.ones(found.analysis.channels, dtype=torch.float64),
         tensors=tensors,
         threshold=THRESHOLD,

@@ -105,7 +105,8 @@ def test_a_grad_scaler_and_a_step_that_it_skips(fused: bool) -> None:
                 assert described(model, session) == before
             assert session.step == step + 1
             assert session.step < 2 or not held(session)
-        ends.append((session.keep, session._pressure.mean_gradient, [v.detach().clone() for v in model.parameters()]))
+        weights = [value.detach().clone() for value in model.parameters()]
+        ends.append((session.keep, session._pressure.mean_gradient, weights))
     assert (ends[0][0] == ends[1][0]).all()
     assert ends[0][1] == pytest.approx(ends[1][1], rel=1e-3)
     assert all(torch.allclose(one, two, rtol=1e-3, atol=1e-4) for one, two in zip(ends[0][2], ends[1][2], strict=True))
@@ -253,7 +254,7 @@ def test_the_term_in_the_users_own_loss() -> None:
     session = attached(model, optimizer, alpha=0.3)
     seen: list[bool] = []
     optimizer.register_step_pre_hook(
-        lambda *_: seen.append(all(torch.equal(v.grad, g) for v, g in zip(model.parameters(), gradients, strict=True)))
+        lambda *_: seen.append(all(map(torch.equal, (value.grad for value in model.parameters()), gradients)))
     )
     for step in range(STEPS):
         images, labels = batch(step)

@@ -47,7 +47,7 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], type[EffpError], tuple[str, ...]]]
         SessionError,
         ("holds none of this model's parameters", "parameters of other objects", "from the very model"),
     ),
-    "too few steps": (sgd, {"total_steps": 3}, SessionError, ("total_steps is too small for 4 updates", "at least 8")),
+    "too few steps": (sgd, {"total_steps": 3}, SessionError, ("total_steps is too small for 4 updates", "at least 6")),
     "alpha": (sgd, {"alpha": -1}, SessionError, ("alpha must be a finite number, 0 or more", "seen: -1")),
     "pressure": (sgd, {"pressure": "high"}, SessionError, ("pressure must be a finite number", "seen: 'high'")),
     "threshold": (sgd, {"threshold": 0}, SessionError, ("threshold must be above 0",)),

@@ -138,7 +138,7 @@ def test_what_is_no_state_is_refused(spoil: Any, message: str) -> None:
     ("name", "options", "differing"),
     [
         ("residual", {}, "model"),
-        ("silu", {"target_flops": 0.3}, "targets"),
+        ("silu", {"target_flops": 0.45}, "targets"),
         ("silu", {"total_steps": 2 * STEPS}, "schedule"),
     ],
 )
