@@ -26,7 +26,7 @@ import effp_fx
 from benchmarks import isolated, machine
 from benchmarks.session_subject import Samples, Subject, scenes, subject
 
-SPECS = {"ultralytics:yolov8n.yaml": (160, 8, 4), "effp:ssd300_vgg16_bn": (300, 2, 4)}
+SPECS = {"ultralytics:yolov8n.yaml": (160, 8, 8), "effp:ssd300_vgg16_bn": (300, 2, 4)}
 """Model spec -> side of the images in pixels, images a batch for time, and for memory."""
 PHASES = ("before the first update", "between updates", "mask fixed")
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,18 +50,37 @@ class Runner:
                 end=2 / 3,
                 updates=updates,
             )
+        self.hooks = 0.0
+        """CPU seconds of the session's hooks in the last step."""
+        self._time_hooks()
 
     def step(self) -> float:
         """One step of training; its CPU seconds."""
+        self.hooks = 0.0
         begin = time.process_time()
         self.optimizer.zero_grad()
         self.made.loss(self.model, self.samples).backward()
         self.optimizer.step()
         return time.process_time() - begin
 
+    def _time_hooks(self) -> None:
+        """A hook before all others and one behind them, on both sides of the optimizer's step."""
+
+        def start(*_: Any) -> None:
+            self.hooks -= time.process_time()
+
+        def stop(*_: Any) -> None:
+            self.hooks += time.process_time()
+
+        before, after = self.optimizer.register_step_pre_hook, self.optimizer.register_step_post_hook
+        self.optimizer._optimizer_step_pre_hooks.move_to_end(before(start).id, last=False)
+        self.optimizer._optimizer_step_post_hooks.move_to_end(after(start).id, last=False)
+        before(stop)
+        after(stop)
+
 
 def times(spec: str, pairs: int) -> dict[str, Any]:
-    """Medians of plain and session steps in each phase, of their ratios, and of the update steps."""
+    """Medians in each phase: of plain steps, of the ratio of the two, of the hooks; and of the hooks at an update."""
     size, batch, _ = SPECS[spec]
     samples = drawn(size, batch)
     plain = Runner(spec, size, samples)
@@ -70,7 +89,7 @@ def times(spec: str, pairs: int) -> dict[str, Any]:
     session = pruned.session
     assert session is not None
     plain.step()
-    rows: dict[str, list[tuple[float, float]]] = {phase: [] for phase in PHASES}
+    rows: dict[str, list[tuple[float, float, float]]] = {phase: [] for phase in PHASES}
     updates = []
     for number in range(session.schedule.total_steps):
         first = number % 2 == 0
@@ -78,52 +97,37 @@ def times(spec: str, pairs: int) -> dict[str, Any]:
         taken = pruned.step()
         before = before if first else plain.step()
         if session.schedule.is_update(session.step):
-            updates.append(taken - before)
+            updates.append(pruned.hooks)
         elif number:
-            rows[PHASES[min(len(session.history), 2)]].append((before, taken))
+            rows[PHASES[min(len(session.history), 2)]].append((before, taken, pruned.hooks))
     return {
-        "plain": statistics.median(before for found in rows.values() for before, _ in found),
+        "plain": statistics.median(before for found in rows.values() for before, _, _ in found),
         "phases": {
-            phase: {
-                "ratio": statistics.median(taken / before for before, taken in found),
-                "of_medians": statistics.median(t for _, t in found) / statistics.median(b for b, _ in found),
-            }
+            phase: {"ratio": statistics.median(taken / before for before, taken, _ in found)}
             for phase, found in rows.items()
         },
-        "hooks": hooks(pruned, spec, size, samples),
+        "hooks": {phase: statistics.median(hooks for _, _, hooks in found) for phase, found in rows.items()},
         "update": statistics.median(updates),
     }
 
 
-def hooks(pruned: Runner, spec: str, size: int, samples: Samples) -> dict[str, float]:
-    """CPU seconds a step of the session's two hooks by themselves: what the ratios are made of, without the noise."""
-    session, optimizer = Runner(spec, size, samples, steps=30).session, None
-    assert session is not None
-    optimizer = session._optimizer
-    for value, source in zip(session._network.parameters(), pruned.model.parameters(), strict=True):
-        value.grad = None if source.grad is None else source.grad.clone()
-    found: dict[str, list[float]] = {phase: [] for phase in PHASES}
-    for _ in range(session.schedule.total_steps):
-        begin = time.process_time()
-        session._before_step(optimizer, (optimizer,), {})
-        session._after_step()
-        taken = time.process_time() - begin
-        if not session.schedule.is_update(session.step):
-            found[PHASES[min(len(session.history), 2)]].append(taken)
-    return {phase: statistics.median(taken) for phase, taken in found.items()}
-
-
 def memory(spec: str, with_session: bool) -> dict[str, float]:
-    """MiB: the largest resident size while training, and with the set-up."""
+    """MiB: resident before there is a model, most of it while training, and most of it in all."""
     size, _, batch = SPECS[spec]
+    base = resident("VmRSS")
     runner = Runner(spec, size, drawn(size, batch), steps=3 if with_session else 0, updates=1)
     whole = isolated.peak_mebibytes()
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak of the set-up
     for _ in range(3):
         runner.step()
+    training = resident("VmHWM")
+    return {"base": base, "training": training, "whole": max(whole, training)}
+
+
+def resident(what: str) -> float:
+    """MiB, of the kernel's line of that name about this process: VmRSS now, VmHWM at most so far."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    peak = next(float(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
-    return {"training": peak, "whole": max(whole, peak)}
+    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith(what))
 
 
 def drawn(size: int, batch: int) -> Samples:
@@ -135,7 +139,7 @@ def drawn(size: int, batch: int) -> Samples:
 def page(facts: dict[str, str], rows: dict[str, dict[str, Any]]) -> str:
     """The Markdown page."""
     head = "| detector | input | batch | plain step, s | " + " | ".join(f"{phase}: ratio | hooks" for phase in PHASES)
-    head += " | an update adds, s |"
+    head += " | an update, s |"
     lines = [head, "| --- |" + " --: |" * (head.count("|") - 2)]
     memories = ["| detector | batch | plain, MiB | session, MiB | ratio | with set-up, MiB |", "| --- |" + " --: |" * 5]
     for spec, row in rows.items():
@@ -148,7 +152,7 @@ def page(facts: dict[str, str], rows: dict[str, dict[str, Any]]) -> str:
                 cells += [f"{found['phases'][phase]['ratio']:.3f}", f"{share:.2%}"]
             lines.append("| " + " | ".join([*cells, f"{found['update']:.2f}"]) + " |")
         if all("training" in row.get(kind, {}) for kind in ("plain", "session")):
-            plain, session = row["plain"]["training"], row["session"]["training"]
+            plain, session = (row[kind]["training"] - row[kind]["base"] for kind in ("plain", "session"))
             whole = f"{row['plain']['whole']:.0f} and {row['session']['whole']:.0f}"
             ratio = f"{session / plain:.3f}"
             memories.append(f"| `{spec}` | {many} | {plain:.0f} | {session:.0f} | {ratio} | {whole} |")
@@ -156,7 +160,8 @@ def page(facts: dict[str, str], rows: dict[str, dict[str, Any]]) -> str:
     note = (
         "Ratio: the median, over the pairs, of the session's step over the plain one beside it. Hooks: the CPU time of"
         " the session's hooks by themselves, as a part of a plain step; it is all that a session adds, for the model"
-        " computes the same. An update comes 20 times in a session by default; what it adds is given apart."
+        " computes the same. Updates are few in a session; what the hooks take at one is given apart. Memory is what a"
+        " process has beyond the interpreter and its libraries; with set-up, all of it at its largest."
     )
     parts = ["# What a session costs", machine.as_markdown(facts), about, "## Time", "\n".join(lines), note]
     return "\n\n".join([*parts, "## Memory", "\n".join(memories)]) + "\n"

@@ -225,7 +225,9 @@ class Session:
             self._press()
             return loss
 
-        return args[:1], {**kwargs, "closure": pressed}
+        if len(args) > 1:
+            return (args[0], pressed, *args[2:]), kwargs
+        return args, {**kwargs, "closure": pressed}
 
     def _press(self) -> None:
         if not self.step:  # weights may have been loaded, or broadcast, since the session was made
