@@ -39,7 +39,8 @@ def select(
         by: `importance` or `random`.
         seed: of the draw; the same on every rank.
     """
-    keep = lowering.choose(analysis, targets, np.where(alive, scores, scores * _HELD))
+    # The rehearsal has shown that the targets go together; a training that runs is not stopped for it.
+    keep = lowering.choose(analysis, targets, np.where(alive, scores, scores * _HELD), closely=False)
     off = np.flatnonzero(~keep)
     count = int(share * len(off))
     if not count:
