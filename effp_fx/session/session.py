@@ -21,6 +21,7 @@ from effp_fx.session.holding import Holder
 from effp_fx.session.options import Options
 from effp_fx.session.pressure import prepared
 from effp_fx.session.rehearsal import rehearse
+from effp_fx.session.ranking import Ranking
 from effp_fx.session.selection import select
 from effp_fx.subject import network_of, rewrapped, unwrapped
 from effp_fx.tracing import Progress
@@ -99,6 +100,7 @@ class Session:
         self._moved = checks.moved_by(self._optimizer, self._tensors)
         self._pressure = prepared(traced.analysis, self._costs, self.targets, self._tensors, self.options)
         self._holder = Holder(self.analysis, self._tensors)
+        self._ranking = Ranking(self.analysis)
         self.step = 0
         self.history: list[Update] = []
         self.log: list[Callable[[Update], None]] = []
@@ -188,6 +190,7 @@ class Session:
             "step": self.step,
             "off": torch.from_numpy(self._holder.off.copy()),
             "aside": state.packed(self._holder.aside),
+            "means": torch.from_numpy(self._ranking.means.copy()),
             "pressure": self._pressure.state_dict(),
             "history": [update.to_dict() for update in self.history],
         }
@@ -200,6 +203,7 @@ class Session:
         state.check(saved, self._about())
         self.step = int(saved["step"])
         self._holder.restore(saved["off"].cpu().numpy().copy(), state.unpacked(saved["aside"]))
+        self._ranking.means = saved["means"].cpu().numpy().copy()
         self._pressure.load_state_dict(saved["pressure"])
         self.history[:] = [Update(**update) for update in saved["history"]]
 
@@ -264,7 +268,7 @@ class Session:
         off = before
         try:
             share = self.schedule.regrow_share(self.step)
-            scores = self._scores()
+            scores = self._ranking.fair(self._scores(), ~before)
             seed = self.options.seed + self.step
             off = ~select(self.analysis, self.targets, scores, ~before, share, self.options.regrow_by, seed)
         finally:  # whatever goes wrong in the choice, what was held is held again
