@@ -20,8 +20,8 @@ from effp_fx.session.history import Update, kept_by_group
 from effp_fx.session.holding import Holder
 from effp_fx.session.options import Options
 from effp_fx.session.pressure import prepared
-from effp_fx.session.rehearsal import rehearse
 from effp_fx.session.ranking import Ranking
+from effp_fx.session.rehearsal import rehearse
 from effp_fx.session.selection import select
 from effp_fx.subject import network_of, rewrapped, unwrapped
 from effp_fx.tracing import Progress
