@@ -34,8 +34,9 @@ def scenes(
     clutter: Part = None,
     occlusion: Part = None,
     noise: Part = None,
-    smallest: Annotated[int, typer.Option(help="Longer side of the smallest objects, pixels.")] = 8,
-    most: Annotated[int, typer.Option(help="Objects in an image, at most.")] = 6,
+    jitter: Part = None,
+    smallest: Annotated[int | None, typer.Option(help="Longer side of the smallest objects, pixels.")] = None,
+    most: Annotated[int, typer.Option(help="Objects in an image, at most.")] = 4,
     layout: Annotated[str, typer.Option("--format", help="voc, coco or yolo.")] = "voc",
     processes: Annotated[int, typer.Option(help="As many draw at once.")] = 1,
 ) -> None:
@@ -43,9 +44,9 @@ def scenes(
     known: dict[str, Layout] = {name: name for name in LAYOUTS}
     if layout not in known:
         raise typer.BadParameter(f"{layout!r} is not one of {', '.join(LAYOUTS)}", param_hint="--format")
-    given = {"clutter": clutter, "occlusion": occlusion, "noise": noise}
+    given = {"clutter": clutter, "occlusion": occlusion, "noise": noise, "jitter": jitter}
     hard = dataclasses.replace(
-        Difficulty(difficulty, difficulty, difficulty),
+        Difficulty.of(difficulty),
         **{name: value for name, value in given.items() if value is not None},
     )
     with report.progress() as step:
