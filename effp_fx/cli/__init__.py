@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from effp_fx.cli import bench, compact, demo, export, prune, trace
+from effp_fx.cli import bench, compact, data, demo, export, prune, trace
 from effp_fx.errors import EffpError
 from effp_fx.plan import package_version
 
@@ -30,6 +30,7 @@ app = typer.Typer(
 )
 for _command in (trace.trace, prune.prune, compact.compact, export.export, bench.bench, demo.demo):
     app.command()(_command)
+app.add_typer(data.app)
 
 
 def _print_version(wanted: bool) -> None:
