@@ -7,9 +7,8 @@ from typing import Any
 
 from torch import nn
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
-from torchvision.models.detection.ssd import SSD
 
-from effp_fx.models.detector_transform import FixedSizeTransform
+from effp_fx.models.fixed_size import FixedSizeSSD
 
 ASPECT_RATIOS = [[2], [2, 3], [2, 3], [2, 3], [2], [2]]
 STEPS = [8, 16, 32, 64, 100, 300]
@@ -20,7 +19,7 @@ COCO_SCALES = (0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05)
 """The smaller ones that the paper takes for COCO; torchvision's SSD300 and NVIDIA's SSD300 with ResNet-50 have them."""
 
 
-class SSD300(SSD):  # type: ignore[misc]  # torchvision ships no types
+class SSD300(FixedSizeSSD):
     """torchvision's SSD with six feature maps of 38, 19, 10, 5, 3 and 1 cells a side, 8732 default boxes in all.
 
     Interface, losses, matching, hard negative mining and decoding are torchvision's. Differences from its own
@@ -42,5 +41,4 @@ class SSD300(SSD):  # type: ignore[misc]  # torchvision ships no types
         if len(scales) != len(ASPECT_RATIOS) + 1:
             raise ValueError(f"scales must be {len(ASPECT_RATIOS) + 1} numbers, not {len(scales)}")
         boxes = DefaultBoxGenerator(ASPECT_RATIOS, scales=list(scales), steps=STEPS)
-        super().__init__(backbone, boxes, (300, 300), num_classes, **options)
-        self.transform = FixedSizeTransform(300)
+        super().__init__(backbone, boxes, 300, num_classes, **options)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation, batched_nms, clip_boxes_to_image
 
-from effp_fx.models.detector_transform import FixedSizeTransform
+from effp_fx.models.fixed_size import FixedSizeTransform
 from effp_fx.models.yolo_loss import yolo_losses
 
 STRIDES = (4, 8, 16)

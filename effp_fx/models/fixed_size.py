@@ -1,16 +1,21 @@
-"""The input side that our detectors share: torchvision's transform, cheap where there is nothing to resize."""
+"""What our detectors share: one square input size, and torchvision's transform at little cost where it fits already."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.ssd import SSD
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+_SSD_OPTIONS = frozenset(
+    ("score_thresh", "nms_thresh", "detections_per_img", "iou_thresh", "topk_candidates", "positive_fraction")
+)
 
 
 class FixedSizeTransform(GeneralizedRCNNTransform):  # type: ignore[misc]  # torchvision ships no types
@@ -33,3 +38,20 @@ class FixedSizeTransform(GeneralizedRCNNTransform):  # type: ignore[misc]  # tor
             return super().forward(images, targets)  # type: ignore[no-any-return]  # torchvision ships no types
         batch = self.normalize(torch.stack(list(images)))
         return ImageList(batch, [self.fixed_size] * len(images)), targets
+
+
+class FixedSizeSSD(SSD):  # type: ignore[misc]  # torchvision ships no types
+    """torchvision's SSD with that transform; heads, losses, matching, hard negative mining, decoding are its own."""
+
+    def __init__(
+        self, backbone: nn.Module, boxes: DefaultBoxGenerator, size: int, num_classes: int, **options: Any
+    ) -> None:
+        """Put heads on a backbone whose ``out_channels`` lists the channels of its maps.
+
+        Raises:
+            TypeError: an option that is not in torchvision's SSD, which itself would say nothing.
+        """
+        if unknown := sorted(set(options) - _SSD_OPTIONS):
+            raise TypeError(f"unknown: {', '.join(unknown)}; SSD has the options {', '.join(sorted(_SSD_OPTIONS))}")
+        super().__init__(backbone, boxes, (size, size), num_classes, **options)
+        self.transform = FixedSizeTransform(size)
