@@ -86,7 +86,7 @@ def _part(after: float, before: float) -> float:
 
 def _costs(found: RunReport) -> str:
     costs = {"FLOPs": (found.flops, found.flops_after), "parameters": (found.params, found.params_after)}
-    rows = [(name, amount(dense), amount(small), percent(_part(small, dense))) for name, (dense, small) in costs.items()]
+    rows = [(name, amount(all_), amount(left), percent(_part(left, all_))) for name, (all_, left) in costs.items()]
     return _table(("", "dense", "compact", "kept"), rows)
 
 
