@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,7 +87,7 @@ def finish(
         judged_in=made.judged_in,
         onnx_error=made.onnx_error,
         milliseconds=made.milliseconds,
-        problems={**course.trained_on.report.counts(), **course.judged_on.report.counts()},
+        problems=_problems(course),
         rows=tuple(rows),
         updates=_updates(session),
         files=paths({**made.files, **files, "report": task.out / PAGE, "report as JSON": task.out / REPORT}),
@@ -162,6 +163,11 @@ def _flops(model: nn.Module, example: Example | None) -> float:
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         model(*given.args, **given.kwargs)
     return float(counter.get_total_flops())
+
+
+def _problems(course: Course) -> dict[str, int]:
+    both = (course.trained_on.report, course.judged_on.report)
+    return dict(Counter(problem.kind for report in both for problem in report.problems))
 
 
 def _targets(session: Session | None) -> dict[str, float]:

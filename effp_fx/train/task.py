@@ -137,8 +137,8 @@ def prepare(task: Task, ranks: Ranks) -> Course:
 
 def judging_batches(task: Task, judged_on: DetectionDataset, ranks: Ranks | None = None) -> Loader:
     """The batches that mAP is measured on: this process's part, or where no ranks are given all."""
-    share = {"rank": ranks.rank, "world": ranks.world} if ranks is not None else {}
-    return data.loader(judged_on, task.recipe.batch_size, workers=task.workers, **share)
+    rank, world = (ranks.rank, ranks.world) if ranks is not None else (0, 1)
+    return data.loader(judged_on, task.recipe.batch_size, workers=task.workers, rank=rank, world=world)
 
 
 def with_classes(spec: str, classes: int) -> str:
