@@ -1,4 +1,4 @@
-"""`effp-fx data`: draw a data set of scenes."""
+"""`effp-fx data`: draw a data set of scenes, or look one through."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Annotated
 import typer
 
 from effp_fx import report
+from effp_fx.cli.arguments import Json, print_json
 from effp_fx.data import Difficulty, write_scenes
+from effp_fx.data.inspection import check_dataset
 from effp_fx.data.layouts import LAYOUTS, Layout
 
 app = typer.Typer(
@@ -32,8 +34,9 @@ def scenes(
     clutter: Part = None,
     occlusion: Part = None,
     noise: Part = None,
-    smallest: Annotated[int, typer.Option(help="Longer side of the smallest objects, pixels.")] = 8,
-    most: Annotated[int, typer.Option(help="Objects in an image, at most.")] = 6,
+    jitter: Part = None,
+    smallest: Annotated[int | None, typer.Option(help="Longer side of the smallest objects, pixels.")] = None,
+    most: Annotated[int, typer.Option(help="Objects in an image, at most.")] = 4,
     layout: Annotated[str, typer.Option("--format", help="voc, coco or yolo.")] = "voc",
     processes: Annotated[int, typer.Option(help="As many draw at once.")] = 1,
 ) -> None:
@@ -41,9 +44,9 @@ def scenes(
     known: dict[str, Layout] = {name: name for name in LAYOUTS}
     if layout not in known:
         raise typer.BadParameter(f"{layout!r} is not one of {', '.join(LAYOUTS)}", param_hint="--format")
-    given = {"clutter": clutter, "occlusion": occlusion, "noise": noise}
+    given = {"clutter": clutter, "occlusion": occlusion, "noise": noise, "jitter": jitter}
     hard = dataclasses.replace(
-        Difficulty(difficulty, difficulty, difficulty),
+        Difficulty.of(difficulty),
         **{name: value for name, value in given.items() if value is not None},
     )
     with report.progress() as step:
@@ -62,3 +65,21 @@ def scenes(
             progress=step,
         )
     report.show(report.file_list({"scenes": written}))
+
+
+@app.command()
+def check(
+    path: Annotated[str, typer.Argument(metavar="DIR", help="A VOC, COCO or YOLO folder, or voc:DIR and so on.")],
+    split: Annotated[list[str] | None, typer.Option(help="Only this one; repeatable.")] = None,
+    most: Annotated[int, typer.Option(min=0, help="Problems that are listed, at most.")] = 20,
+    json: Json = False,
+) -> None:
+    """Decode and read all of a data set; print what it holds and what is wrong. Exit status 1 where something is."""
+    with report.progress() as step:
+        checks = check_dataset(path, split or (), progress=step)
+    if json:
+        print_json(report.data_json(checks))
+    else:
+        report.show(report.data_table(checks, most))
+    if any(one.report.problems for one in checks):
+        raise typer.Exit(1)

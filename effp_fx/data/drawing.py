@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import math
 from dataclasses import dataclass
 
@@ -27,14 +28,22 @@ class Difficulty:
     """How hard a scene is; each number from 0 (clean) to 1 (as hard as it gets).
 
     Args:
-        clutter: strokes and blobs in the background, little contrast.
+        clutter: strokes, blobs and clouds in the background, and how colourful it is.
         occlusion: how much of an object may be covered by others and by strokes across it.
         noise: sensor noise, blur, coarse JPEG.
+        jitter: how far an object strays from its class's usual colour, angle and proportions; at 1 any colour, any
+            angle.
     """
 
     clutter: float = 0.5
     occlusion: float = 0.5
     noise: float = 0.5
+    jitter: float = 0.5
+
+    @classmethod
+    def of(cls, value: float) -> Difficulty:
+        """The same for all of it."""
+        return cls(value, value, value, value)
 
 
 @dataclass(frozen=True)
@@ -65,7 +74,7 @@ class _Placed:
 
 
 def draw_scene(
-    random: np.random.Generator, size: int, difficulty: Difficulty, *, smallest: int = 8, most: int = 6
+    random: np.random.Generator, size: int, difficulty: Difficulty, *, smallest: int = 8, most: int = 4
 ) -> Scene:
     """Draw one scene.
 
@@ -83,7 +92,7 @@ def draw_scene(
         name = CLASSES[int(random.integers(len(CLASSES)))]
         box = _free_place(random, size, smallest, placed, difficulty.occlusion)
         if box is not None:
-            placed.append(_draw_object(random, canvas, ids, name, box, len(placed) + 1, difficulty.clutter))
+            placed.append(_draw_object(random, canvas, ids, name, box, len(placed) + 1, difficulty.jitter))
     _strokes_across(random, canvas, ids, placed, difficulty.occlusion)
     objects = _annotate(np.asarray(ids), placed)
     return Scene(_sensor(random, canvas, difficulty.noise), objects)
@@ -95,18 +104,19 @@ def jpeg_quality(random: np.random.Generator, noise: float) -> int:
 
 
 def _background(random: np.random.Generator, size: int, clutter: float) -> Image.Image:
-    colours = random.uniform(20, 235, (2, 3)).astype(np.float32)
+    grey, chroma = random.uniform(20, 235, (2, 1)), random.uniform(-110, 110, (2, 3))
+    colours = (grey + (0.15 + 0.85 * clutter) * chroma).astype(np.float32)
     angle = random.uniform(0, 2 * math.pi)
     ramp = np.linspace(-0.5, 0.5, size, dtype=np.float32)
     mix = np.clip(0.5 + ramp[None, :] * math.cos(angle) + ramp[:, None] * math.sin(angle), 0, 1)[..., None]
     plain = colours[0] * (1 - mix) + colours[1] * mix
     cells = int(random.integers(3, 17))
-    coarse = random.normal(128, 12 + 40 * clutter, (cells, cells, 3)).clip(0, 255).astype(np.uint8)
+    coarse = random.normal(128, 3 + 45 * clutter, (cells, cells, 3)).clip(0, 255).astype(np.uint8)
     cloud = Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC)
     mixed = plain + np.asarray(cloud, dtype=np.float32) - 128
     canvas = Image.fromarray(mixed.clip(0, 255).astype(np.uint8))
     brush = ImageDraw.Draw(canvas)
-    for _ in range(int(random.poisson(2 + 14 * clutter))):
+    for _ in range(int(random.poisson(0.5 + 14 * clutter))):
         _distractor(random, brush, size)
     return canvas
 
@@ -165,17 +175,16 @@ def _draw_object(
     name: str,
     place: tuple[float, float, float],
     number: int,
-    clutter: float,
+    jitter: float,
 ) -> _Placed:
     x, y, side = place
-    shape = SHAPES[name]
-    polygons, back = _posed(random, shape, side)
+    polygons, back = _posed(random, SHAPES[name], side, jitter)
     extent = np.ptp(polygons[0], axis=0)
     wide, high = (math.ceil(value) + 2 for value in extent)
     left, top = round(x - wide / 2), round(y - high / 2)
     centre = np.array([wide / 2, high / 2])
     mask = _mask([polygon + centre for polygon in polygons], wide, high)
-    patch = _filled(random, canvas, shape, (left, top, wide, high), back)
+    patch = _filled(random, canvas, name, (left, top, wide, high), back, jitter)
     if random.uniform() < 0.35:
         _outlined(random, patch, [polygon + centre for polygon in polygons], side)
     canvas.paste(patch, (left, top), mask)
@@ -184,10 +193,12 @@ def _draw_object(
     return _Placed(name, (left, top, left + wide, top + high), solid.histogram()[255])
 
 
-def _posed(random: np.random.Generator, shape: Shape, side: float) -> tuple[list[Polygon], NDArray[np.float64]]:
+def _posed(
+    random: np.random.Generator, shape: Shape, side: float, jitter: float
+) -> tuple[list[Polygon], NDArray[np.float64]]:
     """The polygons stretched, turned and scaled so that the longer side of their box is `side`; the way back."""
-    stretch = math.exp(random.uniform(-0.22, 0.22))
-    turn = math.radians(random.uniform(-shape.turn, shape.turn))
+    stretch = math.exp(0.25 * jitter * random.uniform(-1, 1))
+    turn = math.radians(shape.turn * jitter * random.uniform(-1, 1))
     rotation = np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
     pose = rotation @ np.diag([stretch, 1 / stretch])
     turned = shape.outline @ pose.T
@@ -211,23 +222,26 @@ def _mask(polygons: list[Polygon], wide: int, high: int) -> Image.Image:
 def _filled(
     random: np.random.Generator,
     canvas: Image.Image,
-    shape: Shape,
+    name: str,
     frame: tuple[int, int, int, int],
     back: NDArray[np.float64],
+    jitter: float,
 ) -> Image.Image:
     """A patch in the object's colours: shaded from one side to the other, striped or checkered where its class is."""
     left, top, wide, high = frame
-    first = _colour_unlike(random, _colour_at(canvas, left + wide // 2, top + high // 2))
+    texture = SHAPES[name].texture
+    behind = _colour_at(canvas, left + wide // 2, top + high // 2)
+    first = _unlike([_own_colour(random, name, jitter) for _ in range(4)], behind)
     x = np.arange(wide, dtype=np.float32) + 0.5 - wide / 2
     y = np.arange(high, dtype=np.float32) + 0.5 - high / 2
     slope = random.uniform(-30, 30, 2)
     shade = (slope[0] / wide * x)[None, :] + (slope[1] / high * y)[:, None]
     colours = np.broadcast_to(np.array(first, dtype=np.float32), (high, wide, 3))
-    if shape.texture != "plain":
-        second = np.array(_colour_unlike(random, first), dtype=np.float32)
+    if texture != "plain":
+        second = np.array(_unlike([_colour(random) for _ in range(4)], first), dtype=np.float32)
         across = (back[0, 0] * x[None, :] + back[0, 1] * y[:, None]).astype(np.float32)
         along = (back[1, 0] * x[None, :] + back[1, 1] * y[:, None]).astype(np.float32)
-        colours = np.where(pattern(shape.texture, across, along)[..., None], second, colours)
+        colours = np.where(pattern(texture, across, along)[..., None], second, colours)
     return Image.fromarray((colours + shade[..., None]).clip(0, 255).astype(np.uint8))
 
 
@@ -295,8 +309,15 @@ def _colour_at(canvas: Image.Image, x: int, y: int) -> tuple[int, int, int]:
     return int(seen[0]), int(seen[1]), int(seen[2])
 
 
-def _colour_unlike(random: np.random.Generator, other: tuple[int, int, int]) -> tuple[int, int, int]:
-    """The first of a few colours that stands out from another; the least alike of them where none does."""
-    tried = [(int(red), int(green), int(blue)) for red, green, blue in random.integers(0, 256, (4, 3)).tolist()]
-    apart = [sum(abs(a - b) for a, b in zip(colour, other, strict=True)) for colour in tried]
-    return tried[next((index for index, distance in enumerate(apart) if distance >= 150), apart.index(max(apart)))]
+def _own_colour(random: np.random.Generator, name: str, jitter: float) -> tuple[int, int, int]:
+    """A colour that a class has: hues are spread over the classes, and over all of the circle where jitter is 1."""
+    hue = CLASSES.index(name) / len(CLASSES) + 0.5 * jitter * random.uniform(-1, 1)
+    saturation, value = 1 - 0.6 * random.uniform(), 1 - 0.65 * random.uniform()
+    red, green, blue = colorsys.hsv_to_rgb(hue % 1.0, saturation, value)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def _unlike(colours: list[tuple[int, int, int]], other: tuple[int, int, int]) -> tuple[int, int, int]:
+    """The first of some colours that stands out from another; the least alike of them where none does."""
+    apart = [sum(abs(a - b) for a, b in zip(colour, other, strict=True)) for colour in colours]
+    return colours[next((index for index, distance in enumerate(apart) if distance >= 150), apart.index(max(apart)))]

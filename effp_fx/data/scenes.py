@@ -48,8 +48,8 @@ def write_scenes(
     size: int = 128,
     seed: int = 0,
     difficulty: float | Difficulty = 0.5,
-    smallest: int = 8,
-    most: int = 6,
+    smallest: int | None = None,
+    most: int = 4,
     layout: Layout = "voc",
     processes: int = 1,
     progress: Callable[[str], None] | None = None,
@@ -66,8 +66,9 @@ def write_scenes(
         test_images: in the test split; None: as many as in the validation split.
         size: side of the square images, pixels.
         seed: another seed, another set.
-        difficulty: 0 (clean) to 1 for clutter, occlusion and noise together, or each of its own.
-        smallest: longer side of the smallest objects, pixels; the largest take two thirds of the image.
+        difficulty: 0 (clean) to 1 for clutter, occlusion, noise and jitter together, or each of its own.
+        smallest: longer side of the smallest objects, pixels; None: a ninth of the image, at least 8. The largest take
+            two thirds of the image.
         most: objects in an image, at most.
         layout: "voc", "coco" or "yolo".
         processes: as many draw; the bytes are the same.
@@ -79,7 +80,8 @@ def write_scenes(
     val_images = max(images // 4, 1) if val_images is None else val_images
     counts = (images, val_images, val_images if test_images is None else test_images)
     if not isinstance(difficulty, Difficulty):
-        difficulty = Difficulty(difficulty, difficulty, difficulty)
+        difficulty = Difficulty.of(difficulty)
+    smallest = max(size // 9, 8) if smallest is None else smallest
     recipe = _Recipe(size, seed, difficulty, smallest, most, layout)
     _check(recipe, counts, processes)
     root = Path(folder)

@@ -35,8 +35,8 @@ def open_dataset(
     """Open a split of a VOC, COCO or YOLO data set.
 
     Args:
-        path: its folder, or a COCO .json or YOLO .yaml file. "voc:FOLDER", "coco:FOLDER", "yolo:FOLDER" say which, where
-            a folder has several layouts. A folder with VOC2007 and VOC2012 in it is both together (07+12).
+        path: its folder, or a COCO .json or YOLO .yaml file; "voc:FOLDER", "coco:FOLDER", "yolo:FOLDER" to say which,
+            where a folder has several layouts. A folder with VOC2007 and VOC2012 in it is both together (07+12).
         split: train, val, trainval, test, as the data set calls it.
         classes: names to keep, in this order; give the training set's to the others where they might differ.
         on_error: "stop" raises at the first problem; "skip" leaves the image or box out and counts it in `.report`.
@@ -46,17 +46,28 @@ def open_dataset(
         DataError: nothing is there, the layout is not recognised or not clear, the split is missing, it holds no image
             that can be used, or a problem was met.
     """
-    layout, root = recognise(path)
-    if layout == "voc":
-        found = open_voc(voc_roots(root), split, classes=classes, on_error=on_error, transforms=transforms)
-    else:
-        reader = open_coco if layout == "coco" else open_yolo
-        found = reader(root, split, classes=classes, on_error=on_error, transforms=transforms)
+    found = read_split(path, split, classes=classes, on_error=on_error, transforms=transforms)
     if len(found) == 0:
         problems = ", ".join(f"{count} x {kind}" for kind, count in found.report.counts().items())
         seen = f"{problems}; first: {found.report.problems[0]}" if problems else "an empty list"
-        raise DataError(f"the split {split!r} holds no image that can be used", where=str(root), seen=seen)
+        raise DataError(f"the split {split!r} holds no image that can be used", where=os.fspath(path), seen=seen)
     return found
+
+
+def read_split(
+    path: PathLike,
+    split: str,
+    *,
+    classes: Sequence[str] | None = None,
+    on_error: OnError = "stop",
+    transforms: Transform | None = None,
+) -> DetectionDataset:
+    """`open_dataset` for those who want to know what is wrong: the split may turn out to hold no image."""
+    layout, root = recognise(path)
+    if layout == "voc":
+        return open_voc(voc_roots(root), split, classes=classes, on_error=on_error, transforms=transforms)
+    reader = open_coco if layout == "coco" else open_yolo
+    return reader(root, split, classes=classes, on_error=on_error, transforms=transforms)
 
 
 def splits(path: PathLike) -> list[str]:
