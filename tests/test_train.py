@@ -32,13 +32,14 @@ def batches(scenes: Path, split: str = "train", size: int = 6) -> Any:
 
 
 def loop_over(model: nn.Module, steps: int = 20, **options: Any) -> Loop:
-    recipe = Recipe(lr=2e-3, warmup=0.0)
+    recipe = Recipe(optimizer="adamw", lr=2e-3, warmup=0)
     return Loop(model, recipe.build_optimizer(model), recipe, steps, **options)
 
 
 def test_the_rate_warms_up_and_falls_on_a_cosine() -> None:
-    recipe = Recipe(warmup=0.1, last_lr=0.01)
-    rates = [recipe.rate(step, 100) for step in range(100)]
+    recipe = Recipe(warmup=100, last_lr=0.01)
+    assert recipe.rate(49, 2000) == pytest.approx(50 / 101) and recipe.rate(100, 2000) == 1.0
+    rates = [recipe.rate(step, 100) for step in range(100)]  # a short run warms up in a tenth of its steps
     assert rates[0] == pytest.approx(1 / 11) and rates[9] == pytest.approx(10 / 11)
     assert rates[10] == 1.0 and rates[55] == pytest.approx(0.01 + 0.99 / 2)
     assert rates[10:] == sorted(rates[10:], reverse=True) and rates[-1] == pytest.approx(0.01, abs=1e-3)

@@ -62,7 +62,8 @@ def test_a_killed_run_goes_on_bit_for_bit(scenes: Path, tmp_path: Path) -> None:
     # Killed when a step is taken and not yet saved: it is taken again. Step 3 is in stage 1, 7 chooses the mask anew,
     # 14 comes after the freeze; each run goes on where the one before was killed.
     for step in (3, 7, 14):
-        done = subprocess.run([sys.executable, __file__, str(cut), str(scenes), str(step)], capture_output=True, text=True)
+        command = [sys.executable, __file__, str(cut), str(scenes), str(step)]
+        done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == -signal.SIGKILL, done.stderr
         saved = checkpoint.read(cut / "last.safetensors")
         assert saved["step"] == step - 1

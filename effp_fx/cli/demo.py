@@ -51,6 +51,7 @@ def demo(
         Recipe(epochs=epochs),
         target_flops=target_flops,
         target_params=0.5 if target_params is None else target_params,
+        augment="flip",
         seed=seed,
         judge_every=_JUDGED,
     )

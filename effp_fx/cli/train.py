@@ -11,7 +11,7 @@ from effp_fx import report
 from effp_fx.cli.arguments import Ignore, Json, Model, TargetFlops, print_json
 from effp_fx.cli.prune import RoundTo, TargetParams
 from effp_fx.data.problems import OnError
-from effp_fx.train.recipe import LEARNING_RATES, Recipe
+from effp_fx.train.recipe import LEARNING_RATES, WEIGHT_DECAYS, Recipe
 from effp_fx.train.run import train as run
 from effp_fx.train.task import Task
 
@@ -28,13 +28,13 @@ def train(
     target_params: TargetParams = None,
     dense: Annotated[bool, typer.Option("--dense", help="Do not prune; --target-flops 1 does the same.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Images, of each process.")] = Recipe.batch_size,
-    optimizer: Annotated[str, typer.Option(help="adamw or sgd.")] = Recipe.optimizer,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate; 0.002 for adamw, 0.02 for sgd.")] = None,
-    weight_decay: Annotated[float, typer.Option(help="Of weights, not of norms and biases.")] = Recipe.weight_decay,
+    optimizer: Annotated[str, typer.Option(help="sgd or adamw.")] = Recipe.optimizer,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate; 0.02 for sgd, 0.002 for adamw.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Of weights; 5e-4 for sgd, 0.01 for adamw.")] = None,
     clip: Annotated[float, typer.Option(help="Largest norm of the gradient.")] = Recipe.clip,
     ema: Annotated[float, typer.Option(help="Keep a moving average with this weight, 0.999, and deploy it.")] = 0.0,
     amp: Annotated[bool, typer.Option("--amp", help="Forward pass in half precision.")] = False,
-    augment: Annotated[str, typer.Option(help="light, ssd or none.")] = Task.augment,
+    augment: Annotated[str, typer.Option(help="flip, light, ssd or none.")] = Task.augment,
     multi_scale: Annotated[float, typer.Option(help="Sizes up to this part larger or smaller.")] = 0.0,
     split: Annotated[str, typer.Option(help="The split to train on.")] = Task.split,
     val_split: Annotated[str, typer.Option(help="The split to judge on.")] = Task.val_split,
@@ -65,7 +65,7 @@ def train(
             batch_size=batch_size,
             optimizer=optimizer,
             lr=LEARNING_RATES.get(optimizer, 1.0) if lr is None else lr,
-            weight_decay=weight_decay,
+            weight_decay=WEIGHT_DECAYS.get(optimizer, 0.0) if weight_decay is None else weight_decay,
             clip=clip,
             ema=ema,
         ),

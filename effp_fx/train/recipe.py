@@ -16,7 +16,7 @@ Build = Callable[["Recipe", list[dict[str, Any]]], torch.optim.Optimizer]
 
 
 def _sgd(recipe: Recipe, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)
+    return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
 
 
 def _adamw(recipe: Recipe, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
@@ -26,6 +26,9 @@ def _adamw(recipe: Recipe, groups: list[dict[str, Any]]) -> torch.optim.Optimize
 OPTIMIZERS: Mapping[str, Build] = {"sgd": _sgd, "adamw": _adamw}
 LEARNING_RATES: Mapping[str, float] = {"sgd": 0.02, "adamw": 2e-3}
 """Where none is given: for a batch of 16 from fresh weights."""
+WEIGHT_DECAYS: Mapping[str, float] = {"sgd": 5e-4, "adamw": 0.01}
+_WARMUP_PART = 0.1
+"""Of a run, at most."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +38,14 @@ class Recipe:
     epochs: int = 30
     batch_size: int = 16
     """Images of a batch, of each process."""
-    optimizer: str = "adamw"
-    lr: float = LEARNING_RATES["adamw"]
+    optimizer: str = "sgd"
+    lr: float = LEARNING_RATES["sgd"]
     momentum: float = 0.9
-    """Of SGD."""
-    weight_decay: float = 0.01
+    """Of SGD, in Nesterov's form."""
+    weight_decay: float = WEIGHT_DECAYS["sgd"]
     """Of weights; norms and biases have none, so that gammas obey the losses alone."""
-    warmup: float = 0.05
-    """Part of all steps over which the rate grows from 0 in equal amounts."""
+    warmup: int = 100
+    """Steps over which the rate grows from 0 in equal amounts, but at most a tenth of the run."""
     last_lr: float = 0.01
     """Part of the peak at which the cosine ends (Loshchilov and Hutter 2017)."""
     clip: float = 10.0
@@ -58,7 +61,7 @@ class Recipe:
             ("lr", self.lr, self.lr > 0 and math.isfinite(self.lr), "a finite number above 0"),
             ("momentum", self.momentum, 0 <= self.momentum < 1, "0 or more, below 1"),
             ("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "0 or more"),
-            ("warmup", self.warmup, 0 <= self.warmup < 1, "0 or more, below 1"),
+            ("warmup", self.warmup, self.warmup >= 0, "0 or more"),
             ("last_lr", self.last_lr, 0 <= self.last_lr <= 1, "a part between 0 and 1"),
             ("clip", self.clip, self.clip > 0, "above 0"),
             ("ema", self.ema, 0 <= self.ema < 1, "0 or more, below 1"),
@@ -81,7 +84,7 @@ class Recipe:
 
     def rate(self, step: int, total: int) -> float:
         """The part of the peak rate at which step number `step` (from 0) of `total` is taken: warm-up, then cosine."""
-        warm = int(self.warmup * total)
+        warm = min(self.warmup, int(_WARMUP_PART * total))
         if step < warm:
             return (step + 1) / (warm + 1)
         progress = (step - warm) / max(total - warm, 1)
