@@ -203,7 +203,7 @@ def test_judging_in_parts_is_judging_at_once(scenes: Path) -> None:
         for number, (images, targets) in enumerate(batches(scenes, "val", 4)):
             parts[number].update(model(images), targets)
     parts[0].merge(parts[1])
-    assert parts[0].compute() == whole
+    assert str(parts[0].compute()) == str(whole)  # NaN of sizes that do not occur is not equal to itself
 
 
 def test_a_chart_is_well_formed_and_shows_every_finite_point() -> None:

@@ -44,7 +44,7 @@ def check_gradients(norm: Tensor, model: nn.Module, step: int) -> None:
     wrong = [name for name, gradient in named if not bool(gradient.isfinite().all())]
     raise DivergenceError(
         "training has diverged: a gradient is not finite",
-        where=_bare(wrong[-1]) if wrong else None,
+        where=wrong[-1] if wrong else None,
         seen=f"norm {float(norm)} in step {step + 1}, {len(wrong)} of {len(named)} gradients; the step was not taken",
         mend=_MEND,
     )
@@ -72,7 +72,7 @@ def _watched(model: nn.Module, found: list[str]) -> Iterator[None]:
     with ExitStack() as hooks:
         for name, module in model.named_modules():
             if next(module.children(), None) is None:
-                hooks.enter_context(_hooked(module, _bare(name), found))
+                hooks.enter_context(_hooked(module, name, found))
         yield
     for name, value in model.named_buffers():  # the second pass must not count
         value.copy_(statistics[name])
@@ -90,7 +90,3 @@ def _hooked(module: nn.Module, name: str, found: list[str]) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-def _bare(name: str) -> str:
-    return name.removeprefix("module.")  # of DistributedDataParallel

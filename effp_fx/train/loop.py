@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from effp_fx.errors import TrainingError
+from effp_fx.subject import unwrapped
 from effp_fx.train.divergence import check_gradients, check_losses
 from effp_fx.train.recipe import Recipe
 
@@ -41,6 +42,8 @@ class Loop:
     ) -> None:
         self.model, self.optimizer, self.recipe, self.total_steps = model, optimizer, recipe, total_steps
         self.average, self.amp = average, amp
+        # To look for a fault is the work of one process: DistributedDataParallel would wait for the others.
+        self._bare = unwrapped(model)
         self.step = 0
         """Batches seen."""
         self.device = next(model.parameters()).device
@@ -67,15 +70,15 @@ class Loop:
         targets = [_moved(target, self.device) for target in targets]
         with torch.autocast(self.device.type, self.dtype, enabled=self.amp):
             losses = _losses(self.model(images, targets), self.model)
-        total = torch.stack([loss.float() for loss in losses.values()]).sum()
-        values = {name: float(loss.detach()) for name, loss in losses.items()}
-        check_losses(values, self.model, images, targets, self.step)
+        terms = torch.stack([loss.float() for loss in losses.values()])
+        values = dict(zip(losses, terms.detach().tolist(), strict=True))  # of a GPU all at once: it is waited for
+        check_losses(values, self._bare, images, targets, self.step)
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(total).backward()
+        self.scaler.scale(terms.sum()).backward()
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
         if not self.scaler.is_enabled():  # a scaler expects some, and leaves the step out by itself
-            check_gradients(norm, self.model, self.step)
+            check_gradients(norm, self._bare, self.step)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average is not None:

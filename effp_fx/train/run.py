@@ -37,7 +37,7 @@ def train(task: Task, watch: Watch | None = None, *, resume: bool = False, overw
         task: what is asked for.
         watch: told how it goes.
         resume: go on from `last.safetensors` in the folder; where there is none, begin.
-        overwrite: begin anew in a folder that holds a run.
+        overwrite: begin anew in a folder that holds a run; its checkpoints and books are removed.
 
     Returns:
         What came of it; None in all processes but the first.
@@ -54,9 +54,15 @@ def train(task: Task, watch: Watch | None = None, *, resume: bool = False, overw
             raise TrainingError(
                 "the folder holds a run already", where=str(last), mend="--resume to go on, --overwrite to begin anew"
             )
-        task.out.mkdir(parents=True, exist_ok=True)
+        try:
+            task.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise TrainingError("the folder cannot be made", where=str(task.out), seen=error.strerror) from error
         run = Run(task, prepare(task, ranks), ranks, watch)
-        if resume and last.exists():
+        if overwrite and ranks.leads:
+            for name in (LAST, BEST, *run_log.FILES.values()):
+                (task.out / name).unlink(missing_ok=True)
+        if resume and not overwrite and last.exists():
             run.load_state_dict(checkpoint.read(last), str(last))
             watch.note(f"go on after step {run.loop.step} of {run.total_steps}")
         try:
