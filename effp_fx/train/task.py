@@ -135,7 +135,7 @@ def prepare(task: Task, ranks: Ranks) -> Course:
         world=ranks.world,
     )
     # Convolutions run faster where the channels of a pixel lie together; the numbers are the same.
-    model = built.model.to(ranks.device, memory_format=torch.channels_last)
+    model = built.model.to(ranks.device).to(memory_format=torch.channels_last)
     return Course(model, spec, built.given, batches, trained_on, judged_on)
 
 
