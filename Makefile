@@ -23,7 +23,7 @@ export YOLO_OFFLINE := true
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
-demo: $(VENV)/.base  ## trace SSD300, prune it to half its FLOPs, verify, export, run in ONNX Runtime
+demo: $(VENV)/.base  ## draw scenes, train a small SSD to half its FLOPs and parameters, export, time it
 	$(BIN)/effp-fx demo
 
 test: check  ## check, then every test

@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from effp_fx import binding, budget, cost, tracing
 from effp_fx.capture import FAILED_ON_INPUTS
-from effp_fx.errors import CaptureError, TargetError
+from effp_fx.errors import CaptureError, SessionError, TargetError
 from effp_fx.groups import Analysis, ChannelGroup, Frozen, Keep
 from effp_fx.importance import Importance, score
 from effp_fx.lowering import COSTS, Lowered, Targets, choose, plan_and_verify
@@ -22,6 +22,7 @@ from effp_fx.recalibrate import recalibrate, take_statistics
 from effp_fx.report import trace_text
 from effp_fx.subject import examples_for, network_of, rewrapped
 from effp_fx.tracing import Progress
+from effp_fx.train.fit import Fit, fitted, replaced
 from effp_fx.verify import Verification
 from effp_fx.verify import verify as compare
 
@@ -153,12 +154,22 @@ def prune(
     ignore: tracing.Ignore = (),
     groups: str | Path | None = None,
     calibration: Iterable[Any] | None = None,
+    fit: Fit | Iterable[Any] | None = None,
+    epochs: int | None = None,
     inplace: bool = False,
     progress: Progress = quiet,
 ) -> nn.Module:
     """Return a compact model of the same class that computes what the masked one does, with the targets met from above.
 
-    No data is used but for `calibration`: the accuracy that the cut costs has to be won back by training.
+    Without `fit` no data is used but for `calibration`: the accuracy that the cut costs has to be won back by training.
+    With `fit` the model is trained and pruned in one session (`effp_fx.Session`):
+
+        def fit(model, session_factory):      # the script as it was, with one line more
+            optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
+            session_factory(optimizer, total_steps=epochs * len(loader))
+            ...                               # the loop
+
+        small = effp_fx.prune(model, target_flops=0.5, fit=fit)
 
     Args:
         model: the dense model; untouched unless `inplace`.
@@ -171,14 +182,28 @@ def prune(
         ignore: modules, names or globs whose own channels stay.
         groups: an edited groups file.
         calibration: batches on which the batch norms are re-estimated after the cut.
+        fit: `fit(model, session_factory)` trains the model it is given, a copy; `session_factory(optimizer,
+            total_steps, **options)` makes its session, once. It may return a moving average, which is compacted then.
+            Or a loader of (images, targets) as torchvision's detectors take them: our own loop trains on it.
+        epochs: passes over that loader.
         inplace: change `model` itself.
         progress: called with a line before each long step.
 
     Raises:
+        SessionError: `fit` made no session, or took too few steps.
         TargetError, UnreachableTargetError: a target makes no sense, or frozen channels stand in its way.
         VerificationError: masked and compact model differ; nothing is returned, nothing is changed.
         CaptureError, InputError, NameNotFoundError, GroupFileError.
     """
+    if epochs is not None and fit is None:
+        raise SessionError("epochs are for a loader", seen="no fit", mend="prune(model, fit=loader, epochs=30)")
+    if fit is not None:
+        asked: dict[str, Any] = {"target_flops": target_flops, "target_params": target_params, "round_to": round_to}
+        asked |= {"importance": importance, "ignore": ignore, "groups": groups, "progress": progress}
+        small = fitted(model, fit, epochs, example_inputs=example_inputs, **asked)
+        if calibration is not None:
+            recalibrate(small, calibration)
+        return replaced(model, small) if inplace else small
     return prune_reported(
         model,
         example_inputs,

@@ -98,3 +98,7 @@ class ModelNameError(EffpError):
 
 class DataError(EffpError):
     """A data set cannot be read, or one of its files is not what it should be; `where` names the file and its line."""
+
+
+class TrainingError(EffpError):
+    """A training run was asked for what it cannot do: numbers, model, data, device or folder do not fit together."""

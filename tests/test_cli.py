@@ -230,7 +230,7 @@ def test_bench_takes_dense_and_compact_in_turns(capsys: Captured) -> None:
 
 
 def test_the_demo_shows_the_whole_way(capsys: Captured) -> None:
-    run("demo", "--model", "effp:shared_head", "-o", "shown")
+    run("demo", "--no-train", "--model", "effp:shared_head", "-o", "shown")
     out = capsys.readouterr().out
     for part in ("frozen and why", "of the costliest layer", "verification", "ONNX Runtime against PyTorch", "random"):
         assert part in out
@@ -244,7 +244,7 @@ def test_the_demo_shows_the_whole_way(capsys: Captured) -> None:
 
 @pytest.mark.slow
 def test_the_demo_prunes_ssd300_to_half_its_flops(capsys: Captured) -> None:
-    run("demo", "--json")
+    run("demo", "--no-train", "--json")
     found = json.loads(capsys.readouterr().out)
     assert found["flops_after"] <= 0.5 * found["flops_before"] < found["flops_after"] + found["one_channel_flops"]
     assert found["verification"]["equal"] and found["verification"]["max_relative_error"] < 1e-9

@@ -101,6 +101,11 @@ class DetectionEvaluator:
             self._there[key] = boxes, labels, difficult, area
             self._found[key] = found, scores, classes
 
+    def merge(self, other: DetectionEvaluator) -> None:
+        """Add what another evaluator of the same classes has collected; of images that both have, ours counts."""
+        self._there = {**other._there, **self._there}
+        self._found = {**other._found, **self._found}
+
     def compute(self) -> DetectionScores:
         """Score all that was added. Raises DataError where that is nothing."""
         if not self._there:

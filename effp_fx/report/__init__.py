@@ -13,6 +13,10 @@ from effp_fx.report.prune_report import (
     verification_json,
     verification_table,
 )
+from effp_fx.report.run_page import run_page, run_pictures
+from effp_fx.report.run_progress import run_progress
+from effp_fx.report.run_report import run_json
+from effp_fx.report.run_table import run_table, scores_table
 from effp_fx.report.terminal import progress, show, text
 from effp_fx.report.trace_report import channel_table, trace_json, trace_table, trace_text
 
@@ -30,6 +34,12 @@ __all__ = [
     "progress",
     "prune_json",
     "prune_table",
+    "run_json",
+    "run_page",
+    "run_pictures",
+    "run_progress",
+    "run_table",
+    "scores_table",
     "show",
     "text",
     "trace_json",
