@@ -61,12 +61,12 @@ def find(capture: Capture, example: Example, detection: Detection) -> DecodedPar
     _, selected = dense_part.split(facts)
     outputs = list(module.graph.output_node().args[0])  # type: ignore[arg-type]  # the tuple that capture wrote
     fields = [item for item in (detection.boxes, detection.scores, detection.labels) if item is not None]
-    places = [_narrowed([outputs[at] for at in _places(capture.out_spec, field)], field) for field in fields]
-    wanted = [node for nodes, _ in places for node in nodes]
+    cut = [_narrowed([outputs[at] for at in places(capture.out_spec, field)], field) for field in fields]
+    wanted = [node for nodes, _ in cut for node in nodes]
     replay = Replay(module, facts, selected, wanted)
     images = [
-        _image(replay, [nodes[at] for nodes, _ in places], [field for _, field in places])
-        for at in range(len(places[0][0]))
+        _image(replay, [nodes[at] for nodes, _ in cut], [field for _, field in cut])
+        for at in range(len(cut[0][0]))
     ]
     made = [_arranged(replay, image, detection) for image in images]
     boxes, scores = (_stacked(replay, [pair[at] for pair, _ in made]) for at in (0, 1))
@@ -79,7 +79,7 @@ def find(capture: Capture, example: Example, detection: Detection) -> DecodedPar
     return DecodedPart(_signed(part, module, facts, example), classes, _levels(boxes))
 
 
-def _places(spec: pytree.TreeSpec, field: Field) -> list[int]:
+def places(spec: pytree.TreeSpec, field: Field) -> list[int]:
     """Where the field's tensors stand among those of the output: one, or one for each image of a list."""
     if isinstance(field.output, int):
         return [field.output]
