@@ -12,6 +12,7 @@ from effp_fx.report.prune_report import (
     verification_json,
     verification_table,
 )
+from effp_fx.report.tensorrt_report import check_json, check_table
 from effp_fx.report.terminal import progress, show, text
 from effp_fx.report.trace_report import channel_table, trace_json, trace_table, trace_text
 
@@ -19,7 +20,9 @@ __all__ = [
     "bench_json",
     "bench_table",
     "channel_table",
+    "check_json",
     "check_suffix",
+    "check_table",
     "export_json",
     "export_table",
     "file_list",
