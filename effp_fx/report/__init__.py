@@ -1,7 +1,8 @@
 """Reports: what a trace, a pruning and an export found, as tables for people and as JSON for programs."""
 
-from effp_fx.report.bench_report import bench_json, bench_table
+from effp_fx.report.bench_report import bench_json, bench_table, latency_json, latency_table
 from effp_fx.report.group_page import check_suffix, write_graph
+from effp_fx.report.handoff_report import handoff_json, handoff_table
 from effp_fx.report.prune_report import (
     export_json,
     export_table,
@@ -26,6 +27,10 @@ __all__ = [
     "export_json",
     "export_table",
     "file_list",
+    "handoff_json",
+    "handoff_table",
+    "latency_json",
+    "latency_table",
     "plan_table",
     "progress",
     "prune_json",

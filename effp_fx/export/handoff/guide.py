@@ -60,7 +60,8 @@ def _pruning(plan: dict[str, Any] | None) -> str:
     for key in ("flops", "params"):
         before, after = plan.get(f"{key}_before"), plan.get(f"{key}_after")
         if before and after:
-            parts.append(f"{after / before:.1%} of the {'FLOPs' if key == 'flops' else 'parameters'} of the dense network")
+            what = "FLOPs" if key == "flops" else "parameters"
+            parts.append(f"{after / before:.1%} of the {what} of the dense network")
     return ", ".join(parts) or "pruned by effp_fx"
 
 
@@ -121,7 +122,9 @@ def _dla_advice(checked: TensorRTReport) -> str:
             reasons[node.placement.why] = reasons.get(node.placement.why, 0) + 1
     first = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))[:3]
     why = "; ".join(f"{count} nodes: {reason}" for reason, count in first)
-    return f"Not on it: {why}. Each change between DLA and GPU costs time, so measure both." if first else "All of it fits."
+    if not first:
+        return "All of it fits."
+    return f"Not on it: {why}. Each change between DLA and GPU costs time, so measure both."
 
 
 def _odd(checked: TensorRTReport, name: str) -> str:

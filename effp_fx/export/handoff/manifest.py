@@ -90,13 +90,13 @@ def class_names(network: nn.Module, decoding: Decoding | None, given: Classes) -
     if isinstance(given, Mapping):
         missing = [label for label in labels if label not in given]
         if missing:
-            raise ExportError("some classes have no name", seen=f"labels {missing[:5]}", expected=f"{len(labels)} names")
+            seen = f"no name for label {', '.join(map(str, missing[:5]))}"
+            raise ExportError("some classes have no name", seen=seen, expected=f"{len(labels)} names")
         return [{"label": int(label), "name": str(given[label])} for label in labels or given]
     names = list(given)
     if labels and len(names) != len(labels):
-        raise ExportError(
-            "the classes do not fit the scores", seen=f"{len(names)} names", expected=f"{len(labels)}, one for each column"
-        )
+        expected = f"{len(labels)}, one for each column"
+        raise ExportError("the classes do not fit the scores", seen=f"{len(names)} names", expected=expected)
     pairs = zip(labels or range(len(names)), names, strict=True)
     return [{"label": int(label), "name": str(name)} for label, name in pairs]
 

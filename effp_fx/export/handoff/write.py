@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import shlex
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -18,30 +16,25 @@ from torch import nn
 
 from effp_fx import atomic_file
 from effp_fx.errors import ExportError
-from effp_fx.export import parts
-from effp_fx.export.handoff import archive, guide, pictures, samples
-from effp_fx.export.handoff import manifest as manifests
+from effp_fx.export.handoff import archive, board_files, guide, manifest
 from effp_fx.export.handoff.board.runtime import images
 from effp_fx.export.handoff.manifest import Classes
-from effp_fx.export.handoff.pictures import Given
+from effp_fx.export.handoff.onnx_part import Work
+from effp_fx.export.handoff.pictures import Given, Picture, drawn
+from effp_fx.export.handoff.pictures import given as pictures_from
 from effp_fx.export.handoff.preprocessing import Preprocess, of_family
-from effp_fx.export.onnx import export_onnx
+from effp_fx.export.handoff.samples import image_port, inputs_of, inputs_of_example, packed, references
 from effp_fx.export.report import ExportReport, Port
-from effp_fx.export.tensorrt import TensorRTReport, Verdict, check_tensorrt, target
-from effp_fx.inputs import as_example
-from effp_fx.models import Detection, adapter_for, example_for
+from effp_fx.export.tensorrt import TensorRTReport
+from effp_fx.models import Detection
 
 Progress = Callable[[str], None]
 Files = dict[str, bytes]
 
 MODEL, MANIFEST = "model.onnx", "manifest.json"
-_BOARD = ("build.sh", "check.py", "run.py", "calibration/calibrate.py")
-_RUNTIME = ("__init__", "bundle", "detections", "engine", "images", "timing")
 _SAMPLES = 2
 _CALIBRATION = 200
 """Pictures packed for INT8 at most: TensorRT's own advice is some hundred."""
-_LOWER = 16
-"""The opset below the target's own, in which ops are written out that old releases lack."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +107,8 @@ def handoff(
         if name.endswith(".sh"):
             (folder / name).chmod(0o755)
     written = tuple(sorted(files))
-    packed = archive.write(folder, written, folder.with_name(f"{folder.name}.tar.gz")) if tar else None
-    return HandoffReport(Path(dir), written, report, checked, packed, notes)
+    zipped = archive.write(folder, written, folder.with_name(f"{folder.name}.tar.gz")) if tar else None
+    return HandoffReport(Path(dir), written, report, checked, zipped, notes)
 
 
 def _check_folder(folder: Path) -> Path:
@@ -142,11 +135,11 @@ class _Bundle:
         classes: Classes,
     ) -> None:
         self._work, self._report, self._checked = work, report, checked
-        self._image: Port | None = samples.image_port(report)
+        self._image: Port | None = image_port(report)
         how, note = (preprocess, None) if preprocess is not None else of_family(work.network)
         self.notes: tuple[str, ...] = (note,) if note and self._image else ()
         network = work.network
-        self._manifest = manifests.describe(work.model, network, report, checked, self._image, how, classes)
+        self._manifest = manifest.describe(work.model, network, report, checked, self._image, how, classes)
         self._manifest["notes"] += list(self.notes)
 
     def files(self, given: Given, calibration: Given) -> Files:
@@ -159,28 +152,28 @@ class _Bundle:
         files["samples.npz"], count = self._samples(given)
         files |= self._calibration(calibration)
         files |= board_files.read(self._settings())
-        files[manifests.SCHEMA] = manifests.schema()
+        files[manifest.SCHEMA] = manifest.schema()
         files["README.md"] = guide.readme(self._manifest, self._checked, self._line(), count)
-        return {**files, MANIFEST: manifests.with_files(self._manifest, files)}
+        return {**files, MANIFEST: manifest.with_files(self._manifest, files)}
 
     def _samples(self, given: Given) -> tuple[bytes, int]:
         recorded = self._work.record(self._report)
-        shown: list[pictures.Picture] = []
+        shown: list[Picture] = []
         if self._image is not None:
-            drawn = [pictures.drawn(seed) for seed in range(_SAMPLES)]
-            shown = pictures.given(given, _SAMPLES) if given is not None else drawn
-            inputs = samples.inputs_of(shown, self._how(), self._image)
+            own = [drawn(seed) for seed in range(_SAMPLES)]
+            shown = pictures_from(given, _SAMPLES) if given is not None else own
+            inputs = inputs_of(shown, self._how(), self._image)
         else:
-            inputs = samples.inputs_of_example(recorded, range(_SAMPLES))
-        found = samples.references(recorded, self._work.file, self._report, inputs, self._manifest)
-        return samples.packed(shown, inputs, found), len(shown)
+            inputs = inputs_of_example(recorded, range(_SAMPLES))
+        found = references(recorded, self._work.file, self._report, inputs, self._manifest)
+        return packed(shown, inputs, found), len(shown)
 
     def _calibration(self, given: Given) -> Files:
         if given is None:
             return {}
         if self._image is None:
             raise ExportError("a network that takes no pictures is not calibrated on pictures")
-        fitted = [images.fit(picture, self._how())[0] for picture in pictures.given(given, _CALIBRATION)]
+        fitted = [images.fit(picture, self._how())[0] for picture in pictures_from(given, _CALIBRATION)]
         self._manifest["calibration"] = {"pictures": len(fitted)}
         stream = io.BytesIO()
         np.save(stream, np.stack(fitted), allow_pickle=False)

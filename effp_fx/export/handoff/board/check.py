@@ -138,7 +138,8 @@ def show(rows: list[Row], title: str) -> None:
     for row in rows:
         verdict = "pass" if row.passed else "FAIL"
         note = f"  {row.note}" if row.note else ""
-        print(f"{verdict}  {row.what:{wide}}  {row.error:9.2e} of {row.allowed:.0e} allowed, against {row.against}{note}")
+        error = f"{row.error:9.2e} of {row.allowed:.0e} allowed"
+        print(f"{verdict}  {row.what:{wide}}  {error}, against {row.against}{note}")
 
 
 def main() -> int:

@@ -5,8 +5,8 @@
     python3 run.py traffic.mp4              a video
     python3 run.py 0                        camera number 0
 
-Needs numpy, and either TensorRT with an engine from build.sh, or ONNX Runtime. JPEG and PNG need Pillow or OpenCV, videos
-and cameras need OpenCV.
+Needs numpy, and either TensorRT with an engine from build.sh, or ONNX Runtime. JPEG and PNG need Pillow or OpenCV,
+videos and cameras need OpenCV.
 """
 
 from __future__ import annotations
@@ -116,8 +116,8 @@ def moving(source: str) -> bool:
 
 def captions(found: Found, names: dict[int, str]) -> list[str]:
     """What to write at each box."""
-    pairs = zip(found.labels, found.scores)
-    return [f"{names.get(int(label), 'class %d' % label)} {score:.2f}" for label, score in pairs]
+    labels = [int(label) for label in found.labels]
+    return [f"{names.get(label, f'class {label}')} {score:.2f}" for label, score in zip(labels, found.scores)]
 
 
 def as_json(name: str, found: Found | None, names: dict[int, str]) -> str:

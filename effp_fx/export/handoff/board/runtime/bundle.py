@@ -83,11 +83,11 @@ def _manifest(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise Failure(f"{path} cannot be read: {error.strerror}")
+        raise Failure(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise Failure(f"{path} is damaged: {error}")
+        raise Failure(f"{path} is damaged: {error}") from error
     if not isinstance(data, dict) or (data.get("format"), data.get("format_version")) != (FORMAT, VERSION):
-        raise Failure("%s is not a manifest of format %r, version %d" % (path, FORMAT, VERSION))
+        raise Failure(f"{path} is not a manifest of format {FORMAT!r}, version {VERSION}")
     return data
 
 

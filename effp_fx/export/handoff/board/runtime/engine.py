@@ -30,7 +30,7 @@ class OnnxRuntime:
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its errors share no base but this
-            raise Failure(f"ONNX Runtime does not load {path.name}: {str(error).splitlines()[0]}")
+            raise Failure(f"ONNX Runtime does not load {path.name}: {str(error).splitlines()[0]}") from error
         self._outputs: list[str] = [item.name for item in self._session.get_outputs()]
 
     def run(self, feeds: dict[str, Any]) -> dict[str, Any]:
@@ -134,7 +134,7 @@ class Cuda:
     def memory(self, size: int) -> Memory:
         """So many bytes on the device."""
         made = ctypes.c_void_p()
-        self._check(self._library.cudaMalloc(ctypes.byref(made), ctypes.c_size_t(max(size, 1))), "%d bytes" % size)
+        self._check(self._library.cudaMalloc(ctypes.byref(made), ctypes.c_size_t(max(size, 1))), f"{size} bytes")
         return Memory(self._library, int(made.value or 0), size)
 
     def copy(self, memory: Memory, array: Any, way: int, stream: int) -> None:

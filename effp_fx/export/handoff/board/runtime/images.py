@@ -47,7 +47,7 @@ def read(path: Path) -> Any:
             return _ppm(path)
         return _by_library(path)
     except (OSError, ValueError) as error:
-        raise Failure(f"{path} cannot be read: {error}")
+        raise Failure(f"{path} cannot be read: {error}") from error
 
 
 def _by_library(path: Path) -> Any:
@@ -71,7 +71,7 @@ def opencv(what_for: str) -> Any:
         import cv2
     except ImportError:
         need = "Pillow or OpenCV" if what_for.startswith("reading") else "OpenCV"
-        raise Failure(f"{what_for} needs {need}: pip install pillow, or apt install python3-opencv")
+        raise Failure(f"{what_for} needs {need}: pip install pillow, or apt install python3-opencv") from None
     return cv2
 
 

@@ -46,8 +46,8 @@ def _percentiles(seconds: Any) -> dict[str, float]:
 
 def table(summary: dict[str, dict[str, float]]) -> str:
     """The summary as lines of text."""
-    lines = ["%-9s %10s %10s %10s %12s" % ("", "p50", "p90", "p99", "per second")]
+    lines = [f"{'':9} {'p50':>10} {'p90':>10} {'p99':>10} {'per second':>12}"]
     for name, row in summary.items():
-        values = (row["p50_ms"], row["p90_ms"], row["p99_ms"], row["per_second"])
-        lines.append("%-9s %7.2f ms %7.2f ms %7.2f ms %12.1f" % ((name,) + values))
+        times = " ".join(f"{row[key]:7.2f} ms" for key in ("p50_ms", "p90_ms", "p99_ms"))
+        lines.append(f"{name:9} {times} {row['per_second']:12.1f}")
     return "\n".join(lines)
