@@ -131,7 +131,12 @@ class _Counts:
 
 
 def _count(
-    counts: _Counts, session: Any, made: Recorded, output: Any, pairs: tuple[list[Tensor], list[Tensor]], inputs: Example
+    counts: _Counts,
+    session: Any,
+    made: Recorded,
+    output: Any,
+    pairs: tuple[list[Tensor], list[Tensor]],
+    inputs: Example,
 ) -> None:
     detection, decoding = made.detection, made.decoding
     assert detection is not None and decoding is not None
