@@ -128,6 +128,8 @@ class _Counts:
     """From those that the same rules choose in PyTorch from the file's own boxes and scores."""
     own: tuple[int, int] = (0, 0)
     """From the model's own; where it chooses none, from those that its boxes and scores give."""
+    tied: bool = False
+    """Whether scores are equal, as where a sigmoid saturates: which of them comes first is then anybody's choice."""
 
 
 def _count(
@@ -145,10 +147,15 @@ def _count(
     own = selection.own(output, detection)
     wanted = own if isinstance(own, list) else selection.select(recorded[0], recorded[1], decoding)
     wanted = [_above(image, decoding.score_threshold) for image in wanted]
+    counts.tied |= _ties(file[1][file[1] > decoding.score_threshold])
     chosen = selection.unmatched(found, selection.select(file[0], file[1], decoding), _SAME)
     counts.chosen = (counts.chosen[0] + chosen[0], counts.chosen[1] + chosen[1])
     other = selection.unmatched(found, wanted, _SAME)
     counts.own = (counts.own[0] + other[0], counts.own[1] + other[1])
+
+
+def _ties(scores: Tensor) -> bool:
+    return len(scores) - len(scores.unique()) > _SHARE * len(scores)
 
 
 def run_full(session: Any, made: Recorded, inputs: Example, decoding: Decoding) -> list[Detections]:
@@ -172,8 +179,8 @@ def _conclude(found: Comparison, counts: _Counts) -> None:
     """Raise where the file chooses otherwise. Rounding before the choice moves it too: that is said, not refused."""
     found.detections = counts.own
     total, apart = counts.own
-    noisy = _NOISE * max(found.noise.values(), default=0.0) > _SAME
-    wrong = counts.chosen if counts.chosen[1] > _SHARE * counts.chosen[0] else None
+    noisy = counts.tied or _NOISE * max(found.noise.values(), default=0.0) > _SAME
+    wrong = counts.chosen if counts.chosen[1] > _SHARE * counts.chosen[0] and not counts.tied else None
     if wrong is None and apart > _SHARE * total and not noisy:
         wrong = counts.own
     if wrong is not None:
@@ -184,5 +191,7 @@ def _conclude(found: Comparison, counts: _Counts) -> None:
             mend='part="decoded" leaves the choice outside',
         )
     if apart:
-        why = "boxes and scores that float32 rounding moves by more" if noisy else "near ties of scores or overlaps"
+        why = "near ties of scores or overlaps"
+        if noisy:
+            why = "equal scores" if counts.tied else "boxes and scores that float32 rounding moves by more"
         found.notes.append(f"{apart} of {total} detections differ from the model's: {why}")
