@@ -50,7 +50,7 @@ class DensePart:
 
 
 @dataclass(frozen=True)
-class _Facts:
+class Facts:
     """What is known of the nodes of a graph."""
 
     nodes: list[fx.Node]
@@ -72,10 +72,8 @@ def find(capture: Capture, example: Example) -> DensePart:
         ExportError: nothing is left but post-processing, or an in-place op has no functional form.
     """
     module = functional(capture.graph_module)
-    facts = _facts(module)
-    leading = _before(facts.nodes, lambda node: node in facts.layers and node not in facts.unshaped)
-    last = (facts.choices - leading) | facts.unshaped
-    tainted = _after(facts.nodes, lambda node: node in last)
+    facts = facts_of(module)
+    leading, tainted = split(facts)
     results = list(module.graph.output_node().args[0])  # type: ignore[arg-type]  # the tuple that capture wrote
     own = not any(node in tainted for node in results)
     outputs = results if own else _heads(facts, leading - tainted)
@@ -84,10 +82,10 @@ def find(capture: Capture, example: Example) -> DensePart:
             "there is no dense part to export: no layer stands before the post-processing",
             seen=f"{len(facts.layers)} layers among {len(facts.nodes)} ops",
         )
-    chosen = _after(facts.nodes, lambda node: node in facts.choices)
-    part = _extract(module, outputs)
-    read = {node.name for node in _placeholders(part)}
-    taken = tuple(index for index, node in enumerate(_placeholders(module)) if node.name in read)
+    chosen = after(facts.nodes, lambda node: node in facts.choices)
+    part = extract(module, outputs)
+    read = {node.name for node in placeholders(part)}
+    taken = tuple(index for index, node in enumerate(placeholders(module)) if node.name in read)
     names = value_names.of_inputs(example)
     return DensePart(
         part,
@@ -99,11 +97,20 @@ def find(capture: Capture, example: Example) -> DensePart:
     )
 
 
-def _placeholders(module: fx.GraphModule) -> list[fx.Node]:
+def split(facts: Facts) -> tuple[set[fx.Node], set[fx.Node]]:
+    """What layers still follow, and what comes after the last choices: the network and its post-processing."""
+    leading = before(facts.nodes, lambda node: node in facts.layers and node not in facts.unshaped)
+    last = (facts.choices - leading) | facts.unshaped
+    return leading, after(facts.nodes, lambda node: node in last)
+
+
+def placeholders(module: fx.GraphModule) -> list[fx.Node]:
+    """The inputs of a graph."""
     return [node for node in module.graph.nodes if node.op == "placeholder"]
 
 
-def _facts(module: fx.GraphModule) -> _Facts:
+def facts_of(module: fx.GraphModule) -> Facts:
+    """Look at every node of a functional graph once."""
     nodes = [node for node in module.graph.nodes if node.op != "output"]
     fixed = {node for node in nodes if node.op == "get_attr"}
     weighted = {node for node in fixed if isinstance(graph.tensor_of(module, str(node.target)), nn.Parameter)}
@@ -113,10 +120,10 @@ def _facts(module: fx.GraphModule) -> _Facts:
             if any(source in weighted for source in _sources(node)):
                 weighted.add(node)
     layers = {node for node in nodes if node not in fixed and any(source in weighted for source in _sources(node))}
-    layered = _after(nodes, lambda node: node in layers)
+    layered = after(nodes, lambda node: node in layers)
     choices = {node for node in nodes if node.op == "call_function" and _is_choice(node, layered)}
-    unshaped = _after(nodes, lambda node: node in choices and _is_unshaped(node))
-    return _Facts(nodes, fixed, layered, layers, choices, unshaped)
+    unshaped = after(nodes, lambda node: node in choices and _is_unshaped(node))
+    return Facts(nodes, fixed, layered, layers, choices, unshaped)
 
 
 def _sources(node: fx.Node) -> list[fx.Node]:
@@ -124,7 +131,7 @@ def _sources(node: fx.Node) -> list[fx.Node]:
     return [] if graph.op_name(node) in _SHAPE_ONLY else node.all_input_nodes
 
 
-def _after(nodes: list[fx.Node], start: Callable[[fx.Node], bool]) -> set[fx.Node]:
+def after(nodes: list[fx.Node], start: Callable[[fx.Node], bool]) -> set[fx.Node]:
     """The nodes that `start` picks, and all that is computed from them."""
     found: set[fx.Node] = set()
     for node in nodes:
@@ -133,7 +140,7 @@ def _after(nodes: list[fx.Node], start: Callable[[fx.Node], bool]) -> set[fx.Nod
     return found
 
 
-def _before(nodes: list[fx.Node], start: Callable[[fx.Node], bool]) -> set[fx.Node]:
+def before(nodes: list[fx.Node], start: Callable[[fx.Node], bool]) -> set[fx.Node]:
     """The nodes that `start` picks, and all that they are computed from."""
     found: set[fx.Node] = set()
     for node in reversed(nodes):
@@ -168,9 +175,9 @@ def _is_unshaped(node: fx.Node) -> bool:
     return str(node.target) in _UNSHAPED or graph.op_name(node) in _UNSHAPED
 
 
-def _heads(facts: _Facts, core: set[fx.Node]) -> list[fx.Node]:
+def _heads(facts: Facts, core: set[fx.Node]) -> list[fx.Node]:
     """The last values of the core: those that something outside it needs for the model's output."""
-    used = _before([*facts.nodes, next(iter(facts.nodes)).graph.output_node()], lambda node: node.op == "output")
+    used = before([*facts.nodes, next(iter(facts.nodes)).graph.output_node()], lambda node: node.op == "output")
     core = {node for node in core if node.op == "call_function" and node not in facts.fixed}
     core |= {node for node in facts.nodes if _takes_part(node) and node.args[0] in core}
 
@@ -199,7 +206,7 @@ def _not_joined(nodes: list[fx.Node], moved: set[fx.Node]) -> set[fx.Node]:
     for node in reversed(nodes):
         if node in moved and (len(_sources(node)) > 1 or any(user in joined for user in node.users)):
             joined.add(node)
-    loose = _after([node for node in nodes if node in moved], lambda node: not _moves(node) and node not in joined)
+    loose = after([node for node in nodes if node in moved], lambda node: not _moves(node) and node not in joined)
     return loose & moved
 
 
@@ -222,8 +229,8 @@ def _is_tensor(node: fx.Node) -> bool:
     return isinstance(node.meta.get("val"), graph.TensorInfo)
 
 
-def _extract(module: fx.GraphModule, outputs: Iterable[fx.Node]) -> fx.GraphModule:
-    """A module of just what the outputs need."""
+def extract(module: fx.GraphModule, outputs: Iterable[fx.Node]) -> fx.GraphModule:
+    """A module of just what the outputs need. Raises ExportError where that writes into memory."""
     outputs = list(outputs)
     needed: set[fx.Node] = set(outputs)
     for node in reversed(module.graph.nodes):

@@ -23,7 +23,7 @@ def of_inputs(example: Example) -> list[str]:
     leaves, _ = pytree.tree_flatten_with_path([list(example.args), example.kwargs])
     names = []
     for path, leaf in leaves:
-        half, *words = _words(path)
+        half, *words = path_words(path)
         if isinstance(leaf, Tensor):
             names.append(".".join(words) if half == "1" else _kind(leaf))
     return unique(names, number_all=True)
@@ -76,13 +76,13 @@ def _keys(spec: pytree.TreeSpec, count: int) -> list[str] | None:
         return None
     names = []
     for path, _ in leaves:
-        words = _words(path)
+        words = path_words(path)
         first = next((index for index, word in enumerate(words) if not word.isdigit()), None)
         names.append(".".join(words[first:]) if first is not None else "_".join(["output", *words]))
     return names
 
 
-def _words(path: Iterable[Any]) -> list[str]:
+def path_words(path: Iterable[Any]) -> list[str]:
     """The keys, attributes and indices of a pytree path as text."""
     return [str(next(getattr(key, kind) for kind in ("key", "name", "idx") if hasattr(key, kind))) for key in path]
 

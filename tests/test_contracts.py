@@ -19,7 +19,10 @@ PYTHON_FILES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rg
 # A name more is a promise more: it is added here in the same commit, with its line in the changelog.
 PUBLIC_NAMES = {
     "Session",
+    "Preprocess",
+    "check_tensorrt",
     "export_onnx",
+    "handoff",
     "load",
     "plan_of",
     "prune",

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from effp_fx.cli import bench, compact, data, demo, evaluate, export, prune, trace, train
+from effp_fx.cli import bench, check, compact, data, demo, evaluate, export, latency, prune, trace, train
 from effp_fx.errors import EffpError
 from effp_fx.plan import package_version
 
@@ -28,7 +28,17 @@ app = typer.Typer(
     epilog="A MODEL is torchvision:NAME, ultralytics:FILE.yaml, timm:NAME, hf:NAME, effp:NAME, package.module:factory, "
     "file.py:factory, or a small.safetensors that effp-fx wrote.",
 )
-for _command in (trace.trace, prune.prune, train.train, compact.compact, export.export, bench.bench, demo.demo):
+for _command in (
+    trace.trace,
+    prune.prune,
+    train.train,
+    compact.compact,
+    export.export,
+    check.check,
+    bench.bench,
+    latency.latency,
+    demo.demo,
+):
     app.command()(_command)
 app.command("eval")(evaluate.evaluate)
 app.add_typer(data.app)

@@ -42,6 +42,15 @@ class Latency:
         low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
         return low, high
 
+    def percentile(self, share: float) -> float:
+        """Seconds that this part of the rounds did not exceed: 0.5 is the median, 0.99 all but the slowest hundredth."""
+        return float(np.quantile(self.seconds, share))
+
+    @property
+    def per_second(self) -> float:
+        """Runs a second, one after the other."""
+        return len(self.seconds) / sum(self.seconds)
+
 
 def interleaved(
     calls: Mapping[str, Call], *, rounds: int = 20, warmup: int = 2, most_seconds: float = 60.0
@@ -85,13 +94,21 @@ def torch_call(model: nn.Module, example: Example) -> Call:
     return call
 
 
-def onnx_call(path: str | os.PathLike[str], seed: int = 0) -> Call:
+def onnx_call(path: str | os.PathLike[str], seed: int = 0, threads: int = 0) -> Call:
     """One run of an ONNX file in ONNX Runtime on the CPU, on random inputs; free dimensions are 1.
+
+    Args:
+        path: the file.
+        seed: of the inputs.
+        threads: for the work within an op; 0: as many as there are cores.
 
     Raises FileFormatError for what ONNX Runtime cannot read.
     """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
     try:
-        session: Any = onnxruntime.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
+        session: Any = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors have no common class of their own
         raise FileFormatError("ONNX Runtime cannot read the file", where=os.fspath(path), seen=_line(error)) from error
     random = np.random.default_rng(seed)

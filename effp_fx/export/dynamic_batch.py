@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import operator
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx, nn
 
-from effp_fx import dense_part, graph
-from effp_fx.capture import capture
+from effp_fx import graph
 from effp_fx.dense_part import DensePart
 from effp_fx.errors import EffpError, ExportError
 from effp_fx.inputs import Example, repeat_batch
@@ -38,8 +37,12 @@ class FreeBatch:
     free_outputs: tuple[dict[int, str], ...]
 
 
-def free_batch(model: nn.Module, example: Example, part: DensePart) -> FreeBatch:
-    """The dense part of `model` for any batch size, from `part` recorded on `example` and a second recording.
+Find = Callable[[nn.Module, Example], DensePart]
+"""Records a model on inputs and cuts a part out."""
+
+
+def free_batch(model: nn.Module, example: Example, part: DensePart, find: Find) -> FreeBatch:
+    """A part of `model` for any batch size, from `part`, which `find` cut out for `example`, and a second recording.
 
     Raises:
         ExportError: the model takes a list of images, or what it computes depends on the batch in another way.
@@ -47,12 +50,12 @@ def free_batch(model: nn.Module, example: Example, part: DensePart) -> FreeBatch
     _check_inputs(example)
     larger = repeat_batch(example, TIMES)
     try:
-        second = dense_part.find(capture(model, larger), larger)
+        second = find(model, larger)
     except EffpError as error:
         raise _refusal("the model does not run on a larger batch", seen=f"batch times {TIMES}: {error.what}") from error
     if _differs(part, second) is not None:
         # A model that keeps tables it computed in a cache runs fewer ops from the second time on.
-        part = dense_part.find(capture(model, example), example)
+        part = find(model, example)
     where = _differs(part, second)
     if where is not None:
         sizes = [len(one.graph_module.graph.nodes) for one in (part, second)]

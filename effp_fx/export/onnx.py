@@ -1,75 +1,37 @@
-"""Writes the dense part of a network to an ONNX file: checked, simplified, run and compared before it is there."""
+"""Writes a part of a network to an ONNX file: checked, simplified, run and compared before it is there."""
 
 from __future__ import annotations
 
-import functools
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import onnx
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from effp_fx import dense_part, graph
-from effp_fx.capture import capture, private_copy, tensors_of, undisturbed
-from effp_fx.dense_part import DensePart
+from effp_fx import graph
+from effp_fx.capture import private_copy
 from effp_fx.errors import ExportError
-from effp_fx.export import exporters, onnx_file, parity
-from effp_fx.export.dynamic_batch import free_batch
-from effp_fx.export.exporters import Signature
-from effp_fx.inputs import Example, as_example
-from effp_fx.models import adapter_for, example_for
+from effp_fx.export import comparison, detections, exporters, integers, onnx_file, parts
+from effp_fx.export.parts import Recorded
+from effp_fx.export.report import PARTS, RUNTIME, TARGETS, ExportReport, ports
+from effp_fx.inputs import Example, as_example, repeat_batch
+from effp_fx.models import Detection, adapter_for, example_for
 
 Progress = Callable[[str], None]
 
-
-@dataclass(frozen=True)
-class Port:
-    """An input or output of the file."""
-
-    name: str
-    dtype: str
-    """As ONNX calls it: FLOAT, INT64."""
-    shape: tuple[int | str, ...]
-    """Sizes; a name for one that is free, "?" where the file does not say."""
-
-    def __str__(self) -> str:
-        return f"{self.name} {self.dtype.lower()}[{', '.join(map(str, self.shape))}]"
-
-
-@dataclass(frozen=True)
-class ExportReport:
-    """What was written, and how far it is from the PyTorch network."""
-
-    path: Path
-    inputs: tuple[Port, ...]
-    outputs: tuple[Port, ...]
-    opset: int
-    nodes_before: int
-    """Nodes as the exporter wrote them."""
-    nodes_after: int
-    """Nodes after simplification."""
-    initialisers: int
-    bytes: int
-    max_absolute_error: dict[str, float]
-    """For each output, over the example and a second, random input."""
-    max_relative_error: dict[str, float]
-    """The same over the largest value of the output."""
-    seconds: float
-    own_outputs: bool
-    """Whether the outputs are the model's own; else the raw heads before its post-processing."""
-    notes: tuple[str, ...] = ()
-
-    @property
-    def worst(self) -> float:
-        """The largest relative error of all outputs."""
-        return max(self.max_relative_error.values())
+_MEANINGS = {
+    "boxes": "boxes",
+    "scores": "scores",
+    detections.COUNT: "count",
+    detections.BOXES: "detection boxes",
+    detections.SCORES: "detection scores",
+    detections.CLASSES: "detection classes",
+}
 
 
 def export_onnx(
@@ -79,97 +41,99 @@ def export_onnx(
     *,
     part: str = "network",
     opset: int = 17,
+    batch: int | str | None = None,
+    target: str | None = None,
+    detection: Detection | None = None,
     dynamic_batch: bool = False,
     simplify: bool = True,
     progress: Progress = lambda _: None,
 ) -> ExportReport:
-    """Write the dense part of a model to an ONNX file, and run it against PyTorch before it is put in its place.
+    """Write a part of a model to an ONNX file, and run it against PyTorch before it is put in its place.
 
-    The dense part goes up to the last tensors that carry no post-processing (suppression, top-k, thresholds); a model
-    without any is written whole. The model is left as it was; it is recorded in eval mode.
+    The parts:
+
+    - "network": up to the last tensors that carry no post-processing (suppression, top-k, thresholds); a model without
+      any is written whole.
+    - "decoded": `boxes` (batch, anchors, 4) and `scores` (batch, anchors, classes), probabilities, of every anchor.
+    - "full": detections, chosen by the thresholds of the model or its family: `num_detections`, `detection_boxes`
+      (corners), `detection_scores`, `detection_classes` (the model's own labels), padded to the largest number.
+
+    The model is left as it was; it is recorded in eval mode.
 
     Args:
         model: any module that runs, compact or dense.
         path: the file to write or to replace.
         example_inputs: what `model(...)` takes; None where the family of the model is known.
-        part: "network", the only one so far.
+        part: "network", "decoded" or "full".
         opset: 13 to 23. 17 is what TensorRT 8 reads rightly.
-        dynamic_batch: leave the batch size of tensor inputs free.
+        batch: how many images at once; None: as many as the example has; "dynamic": any number.
+        target: "onnxruntime" (None) or a TensorRT: "jetson-xavier-nx", "jetson-orin", "tensorrt-10". Suppression is an
+            ONNX op for the first, a plugin for the others; TensorRT 8 gets 32-bit indices where ONNX allows them.
+        detection: what the model's outputs mean, where no family says it.
+        dynamic_batch: the same as batch="dynamic".
         simplify: fold constants and merge batch norms with onnxsim.
         progress: called with a line before each long step.
 
     Raises:
-        ExportError: the network cannot be written, or does not compute the same; nothing is written then.
+        ExportError: the part cannot be written, or does not compute the same; nothing is written then.
         CaptureError, InputError: the model or the inputs cannot be used.
     """
     begin = time.perf_counter()
-    target = _check_request(Path(path), part, opset)
+    target = RUNTIME if target is None else target
+    place = _check_request(Path(path), part, opset, target, batch)
     network = _network(model)
     example = as_example(example_inputs) if example_inputs is not None else example_for(network)
-    made = _record(network, example, dynamic_batch, progress)
+    example = _of_batch(example, batch)
+    meaning = parts.detection_of(network, detection, part)
+    made = parts.record(network, example, meaning, dynamic_batch or batch == "dynamic", progress)
     with tempfile.TemporaryDirectory(prefix="effp_fx-") as folder:
-        file = Path(folder) / target.name
         progress(f"write opset {opset}")
-        before, remarks = _write(made, file, opset, simplify)
+        work = _Work(made, Path(folder), place.name, opset, target, simplify)
+        written = work.write(part == "full")
         progress("run in ONNX Runtime beside PyTorch")
-        errors = _compare(network, made, file)
-        size = onnx_file.put(file, target)
-        written = onnx.load(str(file), load_external_data=False)
+        found = comparison.compare(private_copy(network).eval(), made, written.decoded, written.runnable)
+        size = onnx_file.put(written.file, place)
+        file = onnx.load(str(written.file), load_external_data=False)
+    default = "own" if made.part.own_outputs else "raw"
     return ExportReport(
         path=Path(path),
-        inputs=_ports(written.graph.input),
-        outputs=_ports(written.graph.output),
-        opset=exporters.opset_of(written),
-        nodes_before=before,
-        nodes_after=len(written.graph.node),
-        initialisers=len(written.graph.initializer),
+        inputs=ports(list(file.graph.input), {name: "image" for name in made.part.inputs if "image" in name}, "input"),
+        outputs=ports(list(file.graph.output), _MEANINGS if meaning else {}, default),
+        opset=exporters.opset_of(file),
+        nodes_before=written.before.nodes,
+        nodes_after=len(file.graph.node),
+        initialisers=len(file.graph.initializer),
         bytes=size,
-        max_absolute_error=errors.absolute,
-        max_relative_error=errors.relative,
+        max_absolute_error=found.errors.absolute,
+        max_relative_error=found.errors.relative,
         seconds=time.perf_counter() - begin,
         own_outputs=made.part.own_outputs,
-        notes=(*remarks, *errors.remarks()),
+        notes=(*written.notes, *found.errors.remarks(), *found.notes),
+        part=part,
+        target=target,
+        initialisers_before=written.before.initialisers,
+        bytes_before=written.before.bytes,
+        decoding=written.decoding,
+        detections=found.detections,
+        float64_noise=found.noise,
     )
 
 
-@dataclass(frozen=True)
-class _Recorded:
-    """The network to write, and the inputs that it is compared on; it is exported on the last of them."""
-
-    part: DensePart
-    signature: Signature
-    examples: tuple[Example, ...]
-    reads: tuple[str, ...]
-
-
-def _record(network: nn.Module, example: Example, dynamic_batch: bool, progress: Progress) -> _Recorded:
-    progress("capture in eval mode")
-    recorded = capture(network, example)
-    found = dense_part.find(recorded, example)
-    _check_dtypes(found)
-    if not dynamic_batch:
-        fixed = Signature(found.inputs, found.outputs, ({},) * len(found.inputs), ({},) * len(found.outputs))
-        return _Recorded(found, fixed, (example,), recorded.reads)
-    progress("capture with a larger batch")
-    free = free_batch(network, example, found)
-    signature = Signature(free.part.inputs, free.part.outputs, free.free_inputs, free.free_outputs)
-    return _Recorded(free.part, signature, (example, free.example), recorded.reads)
-
-
-def _check_request(path: Path, part: str, opset: int) -> Path:
+def _check_request(path: Path, part: str, opset: int, target: str, batch: int | str | None) -> Path:
     """Refuse what cannot be, before the long work begins; return the path with links followed."""
-    if part != "network":
-        raise ExportError(
-            f"part={part!r} is not there yet",
-            expected='part="network"',
-            mend="add the post-processing on the device for now",
-        )
+    if part not in PARTS:
+        raise ExportError(f"there is no part {part!r}", expected=", ".join(PARTS))
+    if target not in TARGETS:
+        raise ExportError(f"there is no target {target!r}", expected=", ".join(TARGETS))
+    whole = isinstance(batch, int) and not isinstance(batch, bool) and batch > 0
+    if batch is not None and batch != "dynamic" and not whole:
+        raise ExportError("this is no batch", seen=f"batch={batch!r}", expected='a number of images, or "dynamic"')
     exporters.check_opset(opset)
-    target = Path(os.path.realpath(path))
-    if target.is_dir() or not target.parent.is_dir():
-        seen = "a folder of this name" if target.is_dir() else f"no folder {target.parent}"
+    target_path = Path(os.path.realpath(path))
+    if target_path.is_dir() or not target_path.parent.is_dir():
+        seen = "a folder of this name" if target_path.is_dir() else f"no folder {target_path.parent}"
         raise ExportError("the file cannot be written", where=str(path), seen=seen)
-    return target
+    return target_path
 
 
 def _network(model: nn.Module) -> nn.Module:
@@ -179,75 +143,106 @@ def _network(model: nn.Module) -> nn.Module:
     return model.get_submodule(path) if path else model
 
 
-def _check_dtypes(found: DensePart) -> None:
-    kinds = {value.dtype for value in found.graph_module.state_dict().values()}
-    if torch.bfloat16 in kinds:
+def _of_batch(example: Example, batch: int | str | None) -> Example:
+    """The example with this many images; from one of a single image."""
+    if not isinstance(batch, int):
+        return example
+    first = next(iter([*example.args, *example.kwargs.values()]))
+    given = len(first) if isinstance(first, (list, tuple)) else int(first.shape[0])
+    if batch % given:
         raise ExportError(
-            "a bfloat16 network cannot be compared in ONNX Runtime",
-            mend="export model.float(); the device's builder lowers the precision",
+            "the example does not repeat to this batch", seen=f"{given} images in the example, batch={batch}"
         )
+    return repeat_batch(example, batch // given) if batch != given else example
 
 
-def _write(made: _Recorded, file: Path, opset: int, simplify: bool) -> tuple[int, list[str]]:
-    """Write the checked, simplified file; return the number of nodes before simplification, and remarks."""
-    tensors = made.examples[-1].tensors()
-    inputs = [tensors[index] for index in made.part.taken]
-    exporters.write(made.part.graph_module, inputs, file, opset, made.signature)
-    model = onnx_file.read(file, opset)
-    before = len(model.graph.node)
-    notes: list[str] = []
-    if simplify:
-        model, why_not = onnx_file.simplify(model)
-        notes += [why_not] if why_not else []
-    _state_shapes(model, made.part, made.signature)
-    for old in file.parent.iterdir():
-        old.unlink()
-    onnx_file.save(model, file)
-    onnx_file.check(file, opset)
-    return before, notes
+@dataclass(frozen=True)
+class _Size:
+    """What a file holds."""
+
+    nodes: int
+    initialisers: int
+    bytes: int
 
 
-def _state_shapes(model: onnx.ModelProto, found: DensePart, signature: Signature) -> None:
-    """Write the sizes that are known into the outputs: exporters give up on them where a dimension is free."""
-    nodes: Any = found.graph_module.graph.output_node().args[0]
-    for value, node, free in zip(model.graph.output, nodes, signature.free_outputs, strict=True):
-        value.type.tensor_type.ClearField("shape")
-        for dim, size in enumerate(graph.info(node).shape):
-            entry = value.type.tensor_type.shape.dim.add()
-            if dim in free:
-                entry.dim_param = free[dim]
-            else:
-                entry.dim_value = size
+@dataclass(frozen=True)
+class _Written:
+    """The files of one export, in a folder that is thrown away."""
+
+    file: Path
+    decoded: Path
+    """The part without the choice of detections: what is compared with the recording."""
+    runnable: Path | None
+    """The file with detections as ONNX Runtime can run it."""
+    before: _Size
+    notes: tuple[str, ...]
+    decoding: Any
 
 
-def _compare(network: nn.Module, made: _Recorded, file: Path) -> parity.Errors:
-    """Compare the file with the dense part, and with the model itself where the outputs are its own."""
-    session = parity.open_session(file)
-    runner = private_copy(network).eval()
-    part, errors = made.part, parity.Errors()
-    doubt = f"what Python read out of tensors is fixed to the example: {made.reads[0]}" if made.reads else None
-    for example in made.examples:
-        for kind, inputs in (("the example inputs", example), ("random inputs", parity.other_values(example))):
-            got = parity.run_onnx(session, part, inputs)
-            noise = functools.cache(partial(parity.rounding, part, inputs))
-            recording = partial(parity.run_graph, part.graph_module, part)
-            parity.compare(got, part, inputs, recording, errors, noise=noise, where=f"the recording on {kind}")
-            if part.own_outputs:
-                own, where = partial(_run_model, runner), f"the model on {kind}"
-                parity.compare(got, part, inputs, own, errors, noise=noise, where=where, doubt=doubt)
-    return errors
+@dataclass(frozen=True)
+class _Work:
+    """From a recorded part to files."""
 
+    made: Recorded
+    folder: Path
+    name: str
+    opset: int
+    target: str
+    simplify: bool
 
-def _run_model(runner: nn.Module, example: Example) -> Sequence[Tensor]:
-    with undisturbed(), torch.no_grad():
-        torch.manual_seed(0)
-        return tensors_of(runner(*example.args, **example.kwargs))[0]
+    def write(self, full: bool) -> _Written:
+        """Write the part, and with `full` the detections too; each file is checked."""
+        raw = self._folder("raw") / self.name
+        tensors = self.made.feed(self.made.examples[-1]).tensors()
+        inputs = [tensors[index] for index in self.made.part.taken]
+        exporters.write(self.made.part.graph_module, inputs, raw, self.opset, self.made.signature)
+        before = sum(item.stat().st_size for item in raw.parent.iterdir())
+        model = onnx_file.read(raw, self.opset)
+        size = _Size(len(model.graph.node), len(model.graph.initializer), before)
+        notes: tuple[str, ...] = ()
+        if self.simplify:
+            model, why_not = onnx_file.simplify(model)
+            notes = (why_not,) if why_not else ()
+        self._state_shapes(model)
+        decoded = self._save("decoded", integers.narrowed(model) if self._narrow() else model)
+        if not full or self.made.decoding is None:
+            return _Written(decoded, decoded, None, size, notes, self.made.decoding)
+        decoding = self.made.decoding
+        suppression = detections.suppression_for(decoding, self.target)
+        final = detections.add(model, decoding, self.target, self.opset)
+        file = self._save("full", integers.narrowed(final) if self._narrow() else final)
+        runnable: Path | None = file
+        if suppression == detections.PLUGIN:
+            runnable = None
+            if self.made.signature.free_inputs[0] == {}:
+                twin = detections.add(model, decoding, RUNTIME, self.opset)
+                runnable = self._save("twin", twin)
+            notes += (f"{suppression} runs in TensorRT only; its twin with NonMaxSuppression was run",)
+        return _Written(file, decoded, runnable, size, notes, replace(decoding, suppression=suppression))
 
+    def _narrow(self) -> bool:
+        """Whether the target would cast 64-bit indices itself."""
+        return self.target.startswith("jetson")
 
-def _ports(values: Sequence[onnx.ValueInfoProto]) -> tuple[Port, ...]:
-    ports = []
-    for value in values:
-        kind = value.type.tensor_type
-        shape = tuple(dim.dim_param or (dim.dim_value if dim.HasField("dim_value") else "?") for dim in kind.shape.dim)
-        ports.append(Port(value.name, onnx.TensorProto.DataType.Name(kind.elem_type), shape))
-    return tuple(ports)
+    def _folder(self, name: str) -> Path:
+        folder = self.folder / name
+        folder.mkdir()
+        return folder
+
+    def _save(self, folder: str, final: onnx.ModelProto) -> Path:
+        file = self._folder(folder) / self.name
+        onnx_file.save(final, file)
+        onnx_file.check(file, self.opset)
+        return file
+
+    def _state_shapes(self, model: onnx.ModelProto) -> None:
+        """Write the sizes that are known into the outputs: exporters give up on them where a dimension is free."""
+        nodes: Any = self.made.part.graph_module.graph.output_node().args[0]
+        for value, node, free in zip(model.graph.output, nodes, self.made.signature.free_outputs, strict=True):
+            value.type.tensor_type.ClearField("shape")
+            for dim, size in enumerate(graph.info(node).shape):
+                entry = value.type.tensor_type.shape.dim.add()
+                if dim in free:
+                    entry.dim_param = free[dim]
+                else:
+                    entry.dim_value = size

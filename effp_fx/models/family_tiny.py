@@ -9,7 +9,13 @@ from torch import nn
 
 from effp_fx.inputs import Example, random_input
 from effp_fx.models import tiny, tiny_attention, tiny_odd
-from effp_fx.models.family_torchvision import detector_example, detector_train_example
+from effp_fx.models.detection import Detection
+from effp_fx.models.family_torchvision import (
+    detector_example,
+    detector_meaning,
+    detector_train_example,
+    let_scores_pass,
+)
 from effp_fx.models.registry import Adapter, reference_tensor
 from effp_fx.models.spec import unknown_name, wrong_options
 from effp_fx.models.ssd300 import SSD300
@@ -64,3 +70,12 @@ class TinyAdapter(Adapter):
     def train_example(self, model: nn.Module) -> Example | None:
         """Return two images with two boxes each for a detector; the others take in training what they take in eval."""
         return detector_train_example(model) if isinstance(model, _DETECTORS) else None
+
+    def detection(self, model: nn.Module) -> Detection | None:
+        """Say how a detector's output is read; the tiny nets detect nothing."""
+        return detector_meaning(model, "image") if isinstance(model, _DETECTORS) else None
+
+    def let_all_pass(self, model: nn.Module) -> None:
+        """Let every score pass a detector's threshold."""
+        if isinstance(model, _DETECTORS):
+            let_scores_pass(model)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from effp_fx.errors import ModelNameError
 from effp_fx.inputs import Example, random_input
+from effp_fx.models.detection import Detection, Field
 from effp_fx.models.registry import Adapter, image_channels, is_from, reference_tensor
 from effp_fx.models.spec import import_family, unknown_name, wrong_options
 
@@ -82,6 +83,41 @@ class TorchvisionAdapter(Adapter):
         if is_from(model, "torchvision.models.optical_flow"):
             return None
         return Example((random_input(_shape(model, batch=2), like=like),))
+
+    def detection(self, model: nn.Module) -> Detection | None:
+        """Say how one-stage detectors, and the heads of two-stage ones, give boxes, scores and labels."""
+        return detector_meaning(model, "level") if _is_detector(model) else None
+
+    def let_all_pass(self, model: nn.Module) -> None:
+        """Let every score pass the threshold."""
+        if _is_detector(model):
+            let_scores_pass(model)
+
+
+def detector_meaning(model: nn.Module, candidates_per: str) -> Detection:
+    """Say how the output of a detector with torchvision's interface is read, and under which thresholds it came.
+
+    Args:
+        model: the detector.
+        candidates_per: what `topk_candidates` counts in, where the detector is no SSD, which counts in each class.
+    """
+    heads: Any = getattr(model, "roi_heads", model)
+    return Detection(
+        boxes=Field("boxes"),
+        scores=Field("scores"),
+        labels=Field("labels"),
+        iou_threshold=float(heads.nms_thresh),
+        score_threshold=float(heads.score_thresh),
+        max_detections=int(heads.detections_per_img),
+        candidates=int(heads.topk_candidates) if hasattr(heads, "topk_candidates") else None,
+        candidates_per="class" if is_from(model, "torchvision.models.detection.ssd") else candidates_per,
+    )
+
+
+def let_scores_pass(model: nn.Module) -> None:
+    """Lower the threshold of a detector with torchvision's interface below every score."""
+    heads: Any = getattr(model, "roi_heads", model)
+    heads.score_thresh = -1.0
 
 
 def detector_example(model: nn.Module) -> Example:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from effp_fx.inputs import Example, random_input
+from effp_fx.models.detection import Detection, Field
 from effp_fx.models.registry import Adapter, image_channels, is_from, reference_tensor
 from effp_fx.models.spec import import_family, unknown_name, wrong_options
 
@@ -34,6 +35,8 @@ _RECIPES: dict[str, dict[str, Any]] = {
         "use_mid_position_embeddings": False,
     },
 }
+# Whose last class is "nothing", so that scores are a softmax over the classes.
+_WITH_NOTHING = ("detr", "table-transformer", "yolos")
 _IMAGE_SIDE = 256  # a multiple of every stride
 _MULTIPLE_HEADS = ("num_heads", "num_attention_heads", "attention_head_size", "all_head_size", "head_dim", "embed_dim")
 
@@ -101,6 +104,27 @@ class TransformersAdapter(Adapter):
     def train_example(self, model: nn.Module) -> Example:
         """Return two images and no labels: the losses of these models need a matcher that reads values."""
         return _pixels(model, 2)
+
+    def detection(self, model: nn.Module) -> Detection | None:
+        """Say how models with `logits` and `pred_boxes` are read: as their image processors do.
+
+        Scores are the softmax where the last class is "nothing", else the sigmoid of each class.
+        """
+        config: Any = getattr(model, "config", None)
+        if not type(model).__name__.endswith("ForObjectDetection") or config is None:
+            return None
+        softmax = config.model_type in _WITH_NOTHING
+        return Detection(
+            boxes=Field("pred_boxes"),
+            scores=Field("logits"),
+            box_format="cxcywh",
+            normalised=True,
+            activation="softmax" if softmax else "sigmoid",
+            background=-1 if softmax else None,
+            score_threshold=0.5,
+            max_detections=int(getattr(config, "num_queries", 0) or getattr(config, "num_detection_tokens", 100)),
+            best_class_only=softmax,
+        )
 
 
 def _model_classes() -> dict[str, str]:

@@ -12,6 +12,7 @@ from torch import nn
 
 from effp_fx.errors import ModelNameError
 from effp_fx.inputs import Example, random_input
+from effp_fx.models.detection import Detection, Field
 from effp_fx.models.registry import Adapter, image_channels, is_from, reference_tensor
 from effp_fx.models.spec import import_family, unknown_name, wrong_options
 
@@ -94,6 +95,40 @@ class UltralyticsAdapter(Adapter):
     def train_example(self, model: nn.Module) -> Example:
         """Return two images: in train mode the network gives its raw maps, which need no targets."""
         return self._images(model, 2)
+
+    def detection(self, model: nn.Module) -> Detection | None:
+        """Say how plain detectors are read; thresholds are the defaults of `yolo predict`.
+
+        Networks that suppress nothing (YOLO26, RT-DETR, v10 where it runs end to end) give six columns for each
+        detection, the others (batch, 4 + classes, anchors).
+        """
+        path = self.network_path(model)
+        network: Any = model.get_submodule(path) if path else model
+        if type(network).__name__ not in ("DetectionModel", "RTDETRDetectionModel", "YOLOEModel", "WorldModel"):
+            return None
+        head = network.model[-1]
+        queries = type(network).__name__ == "RTDETRDetectionModel"
+        if queries or head.end2end:
+            return Detection(
+                boxes=Field(0, (0, 4)),
+                scores=Field(0, (4, 5)),
+                labels=Field(0, (5, 6)),
+                box_format="cxcywh" if queries else "xyxy",
+                normalised=queries,
+                score_threshold=0.25,
+                max_detections=int(head.num_queries if queries else head.max_det),
+                candidates=None if queries else int(head.max_det),
+                candidates_per="anchor",
+            )
+        return Detection(
+            boxes=Field(0, (0, 4), dim=1),
+            scores=Field(0, (4, 4 + int(head.nc)), dim=1),
+            box_format="cxcywh",
+            iou_threshold=0.7,
+            score_threshold=0.25,
+            max_detections=300,
+            best_class_only=True,
+        )
 
     def _images(self, model: nn.Module, batch: int) -> Example:
         path = self.network_path(model)

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from effp_fx.errors import InputError, ModelNameError, RegistrationError
 from effp_fx.inputs import Example, as_example, infer_example
+from effp_fx.models.detection import Detection
 from effp_fx.models.factory import load_factory
 from effp_fx.models.spec import split_options
 
@@ -61,6 +62,14 @@ class Adapter(abc.ABC):
     def network_path(self, model: nn.Module) -> str:
         """Return the path of the submodule that computes; "" where the model itself does. For wrapper objects."""
         return ""
+
+    def detection(self, model: nn.Module) -> Detection | None:
+        """Say what the output of ``model.eval()`` means; None where it is no detector, or not one known that well."""
+        return None
+
+    def let_all_pass(self, model: nn.Module) -> None:
+        """Lower, in a copy that is thrown away, the thresholds under which a random image would show no detection."""
+        return
 
 
 @dataclass(frozen=True)

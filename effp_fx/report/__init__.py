@@ -1,8 +1,10 @@
 """Reports: what a trace, a pruning and an export found, as tables for people and as JSON for programs."""
 
-from effp_fx.report.bench_report import bench_json, bench_table
+from effp_fx.report.bench_report import bench_json, bench_table, latency_json, latency_table
 from effp_fx.report.data_report import data_json, data_table
 from effp_fx.report.group_page import check_suffix, write_graph
+from effp_fx.report.handoff_report import handoff_json, handoff_table
+from effp_fx.report.int8_report import int8_json, int8_table
 from effp_fx.report.prune_report import (
     export_json,
     export_table,
@@ -17,6 +19,7 @@ from effp_fx.report.run_page import run_page, run_pictures
 from effp_fx.report.run_progress import run_progress
 from effp_fx.report.run_report import run_json
 from effp_fx.report.run_table import run_table, scores_table
+from effp_fx.report.tensorrt_report import check_json, check_table
 from effp_fx.report.terminal import progress, show, text
 from effp_fx.report.trace_report import channel_table, trace_json, trace_table, trace_text
 
@@ -24,12 +27,20 @@ __all__ = [
     "bench_json",
     "bench_table",
     "channel_table",
+    "check_json",
     "check_suffix",
+    "check_table",
     "data_json",
     "data_table",
     "export_json",
     "export_table",
     "file_list",
+    "handoff_json",
+    "handoff_table",
+    "int8_json",
+    "int8_table",
+    "latency_json",
+    "latency_table",
     "plan_table",
     "progress",
     "prune_json",

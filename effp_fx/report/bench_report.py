@@ -28,6 +28,33 @@ def bench_table(runtime: str, latencies: Sequence[Latency]) -> RenderableType:
     return made
 
 
+def latency_table(runtime: str, latencies: Sequence[Latency]) -> RenderableType:
+    """Percentiles and throughput; the last network is what the others are compared with."""
+    made = table(runtime, ">p50", ">p90", ">p99", ">per second", ">of the last", ">rounds")
+    for latency in latencies:
+        times = (f"{1e3 * latency.percentile(share):.2f} ms" for share in (0.5, 0.9, 0.99))
+        part = percent(latency.median / latencies[-1].median)
+        made.add_row(latency.name, *times, f"{latency.per_second:.1f}", part, str(len(latency.seconds)))
+    return made
+
+
+def latency_json(runtime: str, latencies: Sequence[Latency]) -> dict[str, Any]:
+    """Percentiles in seconds, runs a second, every time; `ratio`: part of the last network's median."""
+    rows = [
+        {
+            "name": latency.name,
+            "p50_seconds": latency.percentile(0.5),
+            "p90_seconds": latency.percentile(0.9),
+            "p99_seconds": latency.percentile(0.99),
+            "per_second": latency.per_second,
+            "ratio": latency.median / latencies[-1].median,
+            "seconds": list(latency.seconds),
+        }
+        for latency in latencies
+    ]
+    return {"runtime": runtime, "networks": rows}
+
+
 def bench_json(runtime: str, latencies: Sequence[Latency]) -> dict[str, Any]:
     """Medians and every time in seconds; `ratio`: part of the first network's median."""
     rows = [
