@@ -74,7 +74,7 @@ ATTENTION = {
         (2, 5, 3),
     ),
     "sdpa over channels": Row(
-        0,
+        8,
         lambda: Net(
             lambda m, x: m.last(F.scaled_dot_product_attention(m.q(x), m.k(x), m.v(x))),
             q=c1(3, 8, 1),
@@ -86,7 +86,7 @@ ATTENTION = {
         stays="softmax",
     ),
     "attention over channels": Row(
-        0,
+        8,
         lambda: Net(
             lambda m, x: m.last((m.q(x) @ m.k(x).transpose(1, 2)).softmax(-1) @ m.v(x)),
             q=c1(3, 8, 1),

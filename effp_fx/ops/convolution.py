@@ -55,14 +55,12 @@ def _dense(
 ) -> Tensor | None:
     if read is not None:
         context.consume(read)
-    if channels is not None:
-        channels = context.read(call, channels)
     if channels is None or read is None:
         context.freeze(
             call, [vector for vector in (channels, read) if vector is not None], "reads a tensor without channels"
         )
     else:
-        context.match(call, channels, read, "reads a tensor without channels")
+        context.match(call, context.read(call, channels, read), read, "reads a tensor without channels")
     return made
 
 
