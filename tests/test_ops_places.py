@@ -111,6 +111,9 @@ PARTS = {
     "chunk, one half goes on": between(
         lambda m, y: torch.cat([(p := y.chunk(2, 1))[0], m.c(p[1])], 1), 4 + 4, c=lambda: c2(4, 4, 1)
     ),
+    "chunk in the middle of a pair that a shuffle made": wide(
+        lambda y: torch.cat(shuffled(y, 2).chunk(2, 1)[::-1], 1), 3, 10, first=10
+    ),
     "uneven chunk": between(lambda m, y: torch.cat(y.chunk(3, 1)[::-1], 1), 0, "unequal size"),
     "split by a number": between(lambda m, y: torch.cat(y.split(4, 1)[::-1], 1), 0, "written in Python"),
     "split by the size of the tensor": between(lambda m, y: torch.cat(y.split(y.shape[1] // 2, 1)[::-1], 1), 4),

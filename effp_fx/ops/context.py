@@ -92,6 +92,8 @@ class Context:
     """Buffers of running statistics."""
     gammas: set[str] = field(default_factory=set)
     """Names of normalisation scales."""
+    balances: list[tuple[Array, Reason]] = field(default_factory=list)
+    """Equal parts (parts x size, ids): as many channels must go from each, and why one that has no partner stays."""
     parts: list[Array] = field(default_factory=list)
     """Subsets of channels that an op cut out: channels of a group are in the same ones, so that no part is emptied."""
 
@@ -130,6 +132,11 @@ class Context:
         self.unite(one, two)
         merged = torch.where((one != 0) & (two != 0), one.abs(), torch.zeros_like(one))
         return merged.expand(left.shape)
+
+    def balance(self, call: Call, parts: Sequence[Tensor]) -> None:
+        """As many channels go from each of these lines; which with which is left open until all else is known."""
+        ids = np.stack([part.abs().numpy().astype(np.int64) for part in parts])
+        self.balances.append((ids, self.reason(call, "another part has no channel to go with it")))
 
     def vector(self, call: Call, shadow: Shadow, dim: int) -> Tensor | None:
         """The channel of each index along `dim` (negative: not zero while masked), None where no index has one.
