@@ -84,7 +84,7 @@ def settle(context: Context, facets: Facets) -> None:
             del pending[key]
         if not np.array_equal(roots, context.ids.roots()) or not np.array_equal(frozen, context.ids.frozen_mask()):
             continue
-        # What is balanced stays so whatever is united, so this waits until nothing else says which channels go together.
+        # What is balanced stays so whatever is united: this waits until nothing else says which channels go together.
         if not any([_balance(context.ids, *balance) for balance in context.balances]):
             return
 

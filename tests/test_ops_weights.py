@@ -77,7 +77,7 @@ PARAMETRISED = {
         8 + 6, lambda: ran(middle(lambda: prune.l1_unstructured(c2(8, 6, 3), "weight", 0.3))())
     ),
     "weight standardisation": Row(6, middle(lambda: Standardised(8, 6, 3)), stays="reduced together"),
-    "weight standardisation by a norm": Row(6, middle(lambda: StandardisedByNorm(8, 6, 3))),
+    "weight standardisation by a norm": Row(6, middle(lambda: StandardisedByNorm(8, 6, 3)), stays="need every input"),
     "weight standardisation on the first": Row(
         8, lambda: nn.Sequential(Standardised(3, 8, 3), bn(8), nn.ReLU(), c2(8, 4, 1))
     ),

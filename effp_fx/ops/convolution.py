@@ -55,10 +55,10 @@ def _dense(
 ) -> Tensor | None:
     if read is not None:
         context.consume(read)
-    if channels is None or read is None:
-        context.freeze(
-            call, [vector for vector in (channels, read) if vector is not None], "reads a tensor without channels"
-        )
+    if channels is None:
+        context.freeze(call, [] if read is None else read, "reads a tensor without channels")
+    elif read is None:
+        context.freeze(call, channels, "is read by filters that need every input, as those of a standardised weight do")
     else:
         context.match(call, context.read(call, channels, read), read, "reads a tensor without channels")
     return made
