@@ -96,7 +96,22 @@ def _where_parted(work: Tracing, part: Graph, masked: nn.Module, keep: Keep) -> 
 
 
 def _around(part: Graph, node: fx.Node) -> Ids:
-    """The channels at an op; where it has none, those of the nearest ops before it: what they were summed up from."""
+    """The channels at an op; where it has none, those of the nearest ops before it: what they were summed up from.
+
+    Where there are none before it either (a tensor that Python made of a size), those at the op that uses it.
+    """
+    waiting, seen = [node], {node}
+    while waiting:
+        item = waiting.pop(0)
+        channels = _before(part, item)
+        if len(channels):
+            return channels
+        waiting += [user for user in item.users if user not in seen]
+        seen |= {*item.users}
+    return np.zeros(0, dtype=np.int64)
+
+
+def _before(part: Graph, node: fx.Node) -> Ids:
     frontier, seen = [node, *node.all_input_nodes], {node}
     while frontier:
         found = [

@@ -100,10 +100,13 @@ def _tensors(work: Interpretation, numbering: _Numbering, parameters: set[str]) 
     shown = np.zeros(len(work.ids), dtype=np.bool_)
     for ids in work.context.shown:
         shown[ids] = True
+    silenced = np.zeros(len(work.ids), dtype=np.bool_)
+    for ids in work.context.silenced:
+        silenced[ids] = True
     result = {}
     for name, shape in work.shapes.items():
         dims: dict[int, Channels] = {}
-        masked = set()
+        masked, reading = set(), set()
         for owner in work.owners[name]:
             channels = numbering.of_id[owner.start : owner.stop]
             if not (channels >= 0).any():
@@ -112,14 +115,16 @@ def _tensors(work: Interpretation, numbering: _Numbering, parameters: set[str]) 
             own = slice(owner.start, owner.stop)
             if name not in work.context.statistics and (shown[own].any() or not consumed[own].any()):
                 masked.add(owner.dim)
-        result[name] = TensorDims(shape, dims, name in parameters, frozenset(masked))
+            elif silenced[own].any():
+                reading.add(owner.dim)
+        result[name] = TensorDims(shape, dims, name in parameters, frozenset(masked | reading), frozenset(reading))
     return result
 
 
 def _role(work: Interpretation, name: str, dim: int, tensor: TensorDims) -> str:
     if name in work.context.statistics:
         return "stat"
-    if dim not in tensor.masked:
+    if dim not in tensor.masked or dim in tensor.reading:
         return "in"
     return "out" if len(tensor.shape) > 1 else "carry"
 

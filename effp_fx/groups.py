@@ -84,6 +84,8 @@ class TensorDims:
     is_parameter: bool
     masked: frozenset[int]
     """The dimensions whose slices are zeroed to mask a channel; the others read channels or hold statistics."""
+    reading: frozenset[int] = frozenset()
+    """Those of them that only read a channel, one whose value is not zero while it is masked."""
 
 
 @dataclass(frozen=True)

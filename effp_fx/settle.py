@@ -82,8 +82,55 @@ def settle(context: Context, facets: Facets) -> None:
         done = [key for key, (node, facet) in pending.items() if _is_done(context, node, facet, mapped)]
         for key in done:
             del pending[key]
-        if np.array_equal(roots, context.ids.roots()) and np.array_equal(frozen, context.ids.frozen_mask()):
+        if not np.array_equal(roots, context.ids.roots()) or not np.array_equal(frozen, context.ids.frozen_mask()):
+            continue
+        # What is balanced stays so whatever is united: this waits until nothing else says which channels go together.
+        if not any([_balance(context.ids, *balance) for balance in context.balances]):
             return
+
+
+def _balance(ids: ChannelIds, parts: Ids, reason: Reason) -> bool:
+    """Unite channels so that as many of each part go with every one; whether anything had to be done.
+
+    A channel that lies in every part alike needs no partner. The others are collected, one after another from the part
+    that is most behind, until the count is even.
+
+    Args:
+        ids: all ids.
+        parts: (parts, size), the id of each index of each part, 0 for none.
+        reason: why a channel stays for which there is no partner.
+    """
+    waiting = _uneven(ids, parts)
+    found = bool(waiting)
+    while waiting:
+        total, members = np.zeros(len(parts), dtype=np.int64), list[int]()
+        while not members or total.min() < total.max():
+            behind = int(total.argmin())
+            fitting = [uneven for uneven in waiting if uneven[behind] > 0]
+            if members and not fitting:
+                ids.freeze(np.array(members), reason)
+                break
+            best = min(fitting or waiting, key=lambda uneven: int(np.ptp(total + uneven)))
+            members.append(waiting[best].pop(0))
+            total += best
+            if not waiting[best]:
+                del waiting[best]
+        ids.unite(np.full(len(members), members[0]), np.array(members))
+    return found
+
+
+def _uneven(ids: ChannelIds, parts: Ids) -> dict[tuple[int, ...], list[int]]:
+    """The channels of which some parts have more than others: how many more -> their roots, in order of place."""
+    roots = np.where(ids.frozen_mask(), 0, ids.roots())[parts]
+    channels, first, inverse = np.unique(roots, return_index=True, return_inverse=True)
+    counts = np.zeros((len(channels), len(parts)), dtype=np.int64)
+    np.add.at(counts, (inverse.reshape(-1), np.repeat(np.arange(len(parts)), parts.shape[1])), 1)
+    counts -= counts.min(axis=1, keepdims=True)
+    found: dict[tuple[int, ...], list[int]] = {}
+    for index in np.argsort(first, kind="stable").tolist():
+        if channels[index] > 0 and counts[index].any():
+            found.setdefault(tuple(counts[index].tolist()), []).append(int(channels[index]))
+    return found
 
 
 def _freeze_whole_lines(context: Context, facets: Facets, starts: Ids, table: Ids) -> None:

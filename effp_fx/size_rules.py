@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch.utils._pytree as pytree
 from torch import fx, nn
 
+from effp_fx import graph
 from effp_fx.groups import Analysis, Channels, Graph, Keep
 from effp_fx.inputs import Example
 from effp_fx.recorder import Attempt
@@ -16,18 +17,47 @@ _MOST_TRIED = 6
 """Attributes tried for one mismatch: each costs a part of a forward pass."""
 
 
-def candidates(model: nn.Module, mismatch: Mismatch) -> Iterator[SizeRule]:
-    """Attributes near the op that may hold an old size: of its module first, then of the modules around it."""
+def candidates(model: nn.Module, part: Graph, mismatch: Mismatch) -> Iterator[tuple[SizeRule, ...]]:
+    """Attributes near the op that may hold an old size: of its module first, then of the modules around it.
+
+    A list that holds the sizes of all parts of a split is rebound as one: with one entry changed, and the others not,
+    its sum fits nothing.
+    """
     modules = dict(model.named_modules())
     path = mismatch.attempt.module if mismatch.attempt else mismatch.node.meta.get("module", "")
     written = _integers(mismatch.attempt) if mismatch.attempt else set()
+    pieces = _pieces(part, mismatch.node)
     while True:
         module = modules.get(path)
         if module is not None:
-            yield from _rules_of(path, module, mismatch, written)
+            yield from _lists_of(path, module, pieces)
+            yield from ((rule,) for rule in _rules_of(path, module, mismatch, written))
         if not path:
             return
         path = path.rpartition(".")[0]
+
+
+def _pieces(part: Graph, node: fx.Node) -> list[tuple[int, Channels | None]]:
+    """Dense size and channels of each part that an op cuts its input into; none where it returns a single tensor."""
+    parts = part.dims.get(node, [])
+    along = {dim for dims in parts for dim in dims}
+    if len(parts) < 2 or len(along) != 1:
+        return []
+    dim = along.pop()
+    return [(value.shape[dim], dims.get(dim)) for value, dims in zip(graph.infos(node), parts, strict=True) if value]
+
+
+def _lists_of(
+    path: str, module: nn.Module, pieces: list[tuple[int, Channels | None]]
+) -> Iterator[tuple[SizeRule, ...]]:
+    """The attributes that list the sizes of these parts, in order."""
+    for name, value in vars(module).items():
+        if pieces and isinstance(value, (tuple, list)) and list(value) == [size for size, _ in pieces]:
+            yield tuple(
+                SizeRule(path, name, index, size, channels)
+                for index, (size, channels) in enumerate(pieces)
+                if channels is not None
+            )
 
 
 def _rules_of(path: str, module: nn.Module, mismatch: Mismatch, written: set[int]) -> Iterator[SizeRule]:
@@ -73,42 +103,59 @@ def explain(
     mismatch: Mismatch,
 ) -> list[SizeRule]:
     """The attribute whose rebinding takes the trial further than `mismatch`, and the same one of like modules."""
-    known = {(rule.module, rule.attribute, rule.index) for rule in rules}
+    known = {_place(rule) for rule in rules}
     tried = 0
-    for rule in candidates(model, mismatch):
-        if (rule.module, rule.attribute, rule.index) in known or tried >= _MOST_TRIED:
+    for found in candidates(model, part, mismatch):
+        if any(_place(rule) in known for rule in found) or tried >= _MOST_TRIED:
             continue
         tried += 1
-        after = run(model, analysis, part, example, [*rules, rule], keep, stop=mismatch.position)
+        after = run(model, analysis, part, example, [*rules, *found], keep, stop=mismatch.position)
         if after is None or after.position > mismatch.position:
-            alike = _siblings(model, part, mismatch, rule)
-            return [rule, *(one for one in alike if (one.module, one.attribute, one.index) not in known)]
+            alike = _alike(model, part, mismatch, found)
+            return [*found, *(one for one in alike if _place(one) not in known)]
     return []
 
 
-def _siblings(model: nn.Module, part: Graph, mismatch: Mismatch, rule: SizeRule) -> Iterator[SizeRule]:
-    """The rule for other modules of the same class: the same dimension of the op at the same place among their ops.
+def _place(rule: SizeRule) -> tuple[str, str, int | None]:
+    return rule.module, rule.attribute, rule.index
+
+
+def _alike(model: nn.Module, part: Graph, mismatch: Mismatch, found: tuple[SizeRule, ...]) -> list[SizeRule]:
+    """The same rules for other modules of the same class, at the same place among their ops.
 
     A guess that spares trials; one that is wrong shows in the next trial like any other size.
     """
     modules = dict(model.named_modules())
     nodes = [node for node in part.capture.graph_module.graph.nodes if is_op(node)]
-    own = [node for node in nodes if _within(node, rule.module)]
+    first = found[0]
+    own = [node for node in nodes if _within(node, first.module)]
     if mismatch.node not in own:
-        return
+        return []
     place = own.index(mismatch.node)
-    source = _source_of(part, mismatch.node, rule.channels)
+    rules: list[SizeRule] = []
     for path, module in modules.items():
-        if type(module) is not type(modules[rule.module]) or path == rule.module or source is None:
+        if type(module) is not type(modules[first.module]) or path == first.module:
             continue
         theirs = [node for node in nodes if _within(node, path)]
         if place >= len(theirs) or op_key(theirs[place])[::2] != op_key(mismatch.node)[::2]:
             continue
-        channels = _channels_at(part, theirs[place], source)
-        held = {(name, index): value for name, index, value in _sizes_held(module)}
-        value = held.get((rule.attribute, rule.index))
-        if channels is not None and value is not None and value * len(rule.channels) == rule.old * len(channels):
-            yield SizeRule(path, rule.attribute, rule.index, value, channels)
+        lists = _lists_of(path, module, _pieces(part, theirs[place])) if len(found) > 1 else ()
+        rules += [rule for one in lists for rule in one if rule.attribute == first.attribute]
+        rules += _sibling(part, mismatch, first, path, module, theirs[place]) if len(found) == 1 else []
+    return rules
+
+
+def _sibling(
+    part: Graph, mismatch: Mismatch, rule: SizeRule, path: str, module: nn.Module, node: fx.Node
+) -> list[SizeRule]:
+    """The rule for another module, whose op is `node`: the same dimension of it."""
+    source = _source_of(part, mismatch.node, rule.channels)
+    channels = _channels_at(part, node, source) if source is not None else None
+    held = {(name, index): value for name, index, value in _sizes_held(module)}
+    value = held.get((rule.attribute, rule.index))
+    if channels is None or value is None or value * len(rule.channels) != rule.old * len(channels):
+        return []
+    return [SizeRule(path, rule.attribute, rule.index, value, channels)]
 
 
 def _within(node: fx.Node, path: str) -> bool:

@@ -160,6 +160,7 @@ class Follower:
         self.last = max((index for index, lively in enumerate(self.lively[:until]) if lively), default=-1)
         self.position = 0
         self.found: int | None = None
+        self.text = "the trial took another shape"
         self.loose = False
         """Whether a value without channels had another shape than in the captured run: sizes that depend on values."""
 
@@ -170,6 +171,8 @@ class Follower:
         if self.align(node) is None:
             return
         expected = self.nodes[self.position]
+        if not self.part.capture.reads:  # else a number may as well have been read out of a tensor
+            self._compare_factors(expected, node)
         for output, tensor in enumerate(outputs):
             self._compare(expected, output, tensor)
         self.position += 1
@@ -184,6 +187,12 @@ class Follower:
             if self.lively[position]:
                 return None
         return None
+
+    def _compare_factors(self, node: fx.Node, seen: fx.Node) -> None:
+        for before, now in zip(_factors(node), _factors(seen), strict=False):
+            if before != now:
+                self.found, self.text = self.position, f"the number {before:.4g} is computed from it"
+                raise _EnoughSeen
 
     def _compare(self, node: fx.Node, output: int, tensor: Tensor) -> None:
         dims, shape = self._dims(node, output), graph.infos(node)[output]
@@ -203,16 +212,23 @@ class Follower:
     def mismatch(self, position: int, attempt: Attempt | None, error: Exception | None = None) -> Mismatch:
         """Describe what went wrong at an op, or between the last op and this one."""
         node = self.nodes[min(position, len(self.nodes) - 1)]
-        sizes = {(old, new): channels for old, new, channels in self._changes(node)}
+        sizes = {(old, new): channels for old, new, channels in (*self._changes(node), *self._bounds(node))}
         if not sizes and position:
             sizes = {(old, new): channels for old, new, channels in self._changes(self.nodes[position - 1])}
-        text = (
-            f"{type(error).__name__}: {str(error).splitlines()[0]}"
-            if error and str(error)
-            else "the trial took another shape"
-        )
+        text = f"{type(error).__name__}: {str(error).splitlines()[0]}" if error and str(error) else self.text
         listed = tuple((old, new, channels) for (old, new), channels in sizes.items())
         return Mismatch(node, position, attempt, listed, text[:160])
+
+    def _bounds(self, node: fx.Node) -> Iterator[tuple[int, int, Channels]]:
+        """What lies before the start and the end of a slice along channels: sizes that no dimension has."""
+        if graph.op_name(node) != "aten.slice" or len(node.args) < 3:
+            return
+        source, dim, *bounds = node.args
+        rank = len(graph.info(source).shape)  # type: ignore[arg-type]  # what is sliced is a node
+        channels = self._dims(source, 0).get(dim % rank)  # type: ignore[arg-type, operator]  # likewise, and a number
+        for bound in bounds:
+            if channels is not None and isinstance(bound, int) and 0 < bound < len(channels):
+                yield bound, int(kept_flags(channels[:bound], self.keep).sum()), channels[:bound]
 
     def _left(self, channels: Channels) -> int:
         if id(channels) not in self._counts:
@@ -230,6 +246,16 @@ class Follower:
                     kept = self._left(channels)
                     if kept != len(channels):
                         yield len(channels), kept, channels
+
+
+def _factors(node: fx.Node) -> list[float]:
+    """The numbers that an op calculates with; a scale made of a size is another one in the trial."""
+    schema = node.target._schema.arguments  # type: ignore[union-attr]  # only ops of torch.library are followed
+    return [
+        value
+        for argument, value in zip(schema, node.args, strict=False)
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and "int" not in str(argument.type)
+    ]
 
 
 def op_key(node: fx.Node) -> tuple[Any, str, str]:

@@ -168,7 +168,7 @@ PRODUCTS = {
 NORMS = {
     "batch norm": Row(8, lambda: around(bn(8), nn.ReLU())),
     "batch norm 1d": Row(8, lambda: chain(lin(3, 8), nn.BatchNorm1d(8), nn.ReLU(), lin(8, 4)), (5, 3)),
-    "batch norm without affine": Row(0, lambda: around(bn(8, affine=False)), stays="not zero while masked"),
+    "batch norm without affine": Row(8, lambda: around(bn(8, affine=False))),
     "batch norm without affine, then one with": Row(8, lambda: around(bn(8, affine=False), bn(8))),
     "batch norm without statistics": Row(8, lambda: around(bn(8, track_running_stats=False))),
     "frozen batch norm": Row(8, lambda: around(torchvision.ops.FrozenBatchNorm2d(8), nn.ReLU())),
@@ -195,7 +195,7 @@ NORMS = {
     "layer norm": Row(
         0, lambda: chain(lin(3, 8), nn.LayerNorm(8), lin(8, 4)), (2, 5, 3), stays="shares its statistics"
     ),
-    "layer norm over places": Row(0, lambda: around(nn.LayerNorm((8, 8))), stays="not zero while masked"),
+    "layer norm over places": Row(8, lambda: around(nn.LayerNorm((8, 8)))),
     "layer norm over places without bias": Row(8, lambda: around(nn.LayerNorm((8, 8), bias=False))),
     "layer norm around a bottleneck": Row(
         16, lambda: chain(lin(3, 8), nn.LayerNorm(8), lin(8, 16), nn.GELU(), lin(16, 4)), (2, 5, 3)

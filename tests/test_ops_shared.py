@@ -54,7 +54,7 @@ SHARED = {
     "a weight and its transpose": Row(8 + 6, tied_transposed, (5, 3)),
     "an embedding and the head": Row(8, tied_embedding, inputs=tokens),
     "a scale that is also read": Row(
-        0,
+        8,
         lambda: Net(
             lambda m, x: m.last(m.first(x) * m.s + F.linear(m.first(x), m.s[None])),
             first=lin(3, 8),

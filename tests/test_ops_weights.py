@@ -77,7 +77,7 @@ PARAMETRISED = {
         8 + 6, lambda: ran(middle(lambda: prune.l1_unstructured(c2(8, 6, 3), "weight", 0.3))())
     ),
     "weight standardisation": Row(6, middle(lambda: Standardised(8, 6, 3)), stays="reduced together"),
-    "weight standardisation by a norm": Row(6, middle(lambda: StandardisedByNorm(8, 6, 3))),
+    "weight standardisation by a norm": Row(6, middle(lambda: StandardisedByNorm(8, 6, 3)), stays="need every input"),
     "weight standardisation on the first": Row(
         8, lambda: nn.Sequential(Standardised(3, 8, 3), bn(8), nn.ReLU(), c2(8, 4, 1))
     ),
@@ -132,9 +132,9 @@ PARAMETRISED = {
         ),
     ),
     "a weight of low rank": Row(
-        8 + 6,
+        8 + 6 + 2,
         lambda: Net(
-            lambda m, x: m.last(torch.relu(F.linear(m.first(x), m.a @ m.b))),
+            lambda m, x: m.last(torch.tanh(F.linear(m.first(x), m.a @ m.b))),
             first=lin(3, 8),
             a=weight(6, 2),
             b=weight(2, 8),
@@ -165,7 +165,7 @@ PARAMETRISED = {
         ),
     ),
     "a norm whose scale is made": Row(
-        0,
+        8,
         lambda: Net(
             lambda m, x: m.last(F.batch_norm(m.first(x), m.mean, m.var, torch.exp(m.s), m.b)),
             first=c2(3, 8, 1),
@@ -175,7 +175,6 @@ PARAMETRISED = {
             var=torch.ones(8),
             last=c2(8, 4, 1),
         ),
-        stays="not zero while masked",
     ),
     "a folded norm": Row(
         8,

@@ -19,6 +19,7 @@ from effp_fx.ops.shadow import Array, Shadow, crop, flat, is_empty, leaky, sprea
 Facets = list[Tensor]
 Result = Facets | list[Facets]
 """What a rule returns: the facets of its output, or one list for each of several outputs."""
+SEEN = "not zero while masked, and this op would see the value"
 
 
 @dataclass
@@ -82,13 +83,17 @@ class Context:
 
     ids: ChannelIds = field(default_factory=ChannelIds)
     consumed: list[Array] = field(default_factory=list)
-    """Ids of weight slices that read a channel: they go with it, but masking need not zero them."""
+    """Ids of weight slices that read a channel: they go with it, but masking need not zero them as a rule."""
+    silenced: list[Array] = field(default_factory=list)
+    """Ids of weight slices that read a channel which is not zero while masked: masking must zero them."""
     shown: list[Array] = field(default_factory=list)
     """Ids of weight slices whose values enter an activation as they are: masking must zero them, consumed or not."""
     statistics: set[str] = field(default_factory=set)
     """Buffers of running statistics."""
     gammas: set[str] = field(default_factory=set)
     """Names of normalisation scales."""
+    balances: list[tuple[Array, Reason]] = field(default_factory=list)
+    """Equal parts (parts x size, ids): as many channels must go from each, and why one that has no partner stays."""
     parts: list[Array] = field(default_factory=list)
     """Subsets of channels that an op cut out: channels of a group are in the same ones, so that no part is emptied."""
 
@@ -127,6 +132,11 @@ class Context:
         self.unite(one, two)
         merged = torch.where((one != 0) & (two != 0), one.abs(), torch.zeros_like(one))
         return merged.expand(left.shape)
+
+    def balance(self, call: Call, parts: Sequence[Tensor]) -> None:
+        """As many channels go from each of these lines; which with which is left open until all else is known."""
+        ids = np.stack([part.abs().numpy().astype(np.int64) for part in parts])
+        self.balances.append((ids, self.reason(call, "another part has no channel to go with it")))
 
     def vector(self, call: Call, shadow: Shadow, dim: int) -> Tensor | None:
         """The channel of each index along `dim` (negative: not zero while masked), None where no index has one.
@@ -177,14 +187,23 @@ class Context:
         shape = [1 if dim in dims else size for dim, size in enumerate(facet.shape)]
         return line.expand(shape)
 
-    def read(
-        self, call: Call, vector: Tensor, *, text: str = "not zero while masked, and this op would see the value"
-    ) -> Tensor:
-        """The channels a consumer reads: those whose value is not zero while masked are frozen and dropped."""
-        leaking = vector < 0
-        if bool(leaking.any()):
-            self.freeze(call, vector[leaking], text)
-        return torch.where(leaking, 0, vector)
+    def read(self, call: Call, channels: Tensor, weights: Tensor) -> Tensor:
+        """The channels that a consumer reads with these slices of its weights, those that stay dropped.
+
+        A channel whose value is not zero while masked must not be seen: the mask zeroes the slices that read it. Where
+        zeroing them would not silence it, the channel stays.
+        """
+        leaking = channels < 0
+        self.silence(weights[leaking & (weights > 0)])
+        stays = leaking & (weights <= 0)
+        if bool(stays.any()):
+            self.freeze(call, channels[stays], SEEN)
+        return torch.where(stays, 0, channels)
+
+    def silence(self, vector: Tensor) -> None:
+        """Weight slices with these ids read a channel that is not zero while masked: the mask zeroes them too."""
+        if vector.numel():
+            self.silenced.append(vector.abs().numpy().astype(np.int64).reshape(-1))
 
     def consume(self, vector: Tensor) -> None:
         """Weight slices with these ids only read channels."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx
 
-from effp_fx.ops.context import Call, Context, Facets
+from effp_fx.ops.context import SEEN, Call, Context, Facets
 from effp_fx.ops.elementwise import combine
 from effp_fx.ops.shadow import Shadow, crop, is_empty, varying
 from effp_fx.ops.table import Factors, add
@@ -59,6 +59,7 @@ def _whole_batches(context: Context, call: Call, shadow: Shadow, letters: str, b
 
 def _join(context: Context, call: Call, sides: Sequence[tuple[Shadow, str]], letter: str) -> None:
     vectors: list[Tensor] = []
+    weights: list[Tensor] = []
     safe: list[Tensor] = []
     present = [(shadow, letters.index(letter)) for shadow, letters in sides if letter in letters]
     for shadow, dim in present:
@@ -67,6 +68,7 @@ def _join(context: Context, call: Call, sides: Sequence[tuple[Shadow, str]], let
             continue
         if not shadow.from_input:
             context.consume(vector)
+            weights.append(vector)
         vectors.append(vector)
         safe.append((vector > 0) if shadow.from_input else torch.zeros_like(vector, dtype=torch.bool))
     if not vectors:
@@ -76,10 +78,11 @@ def _join(context: Context, call: Call, sides: Sequence[tuple[Shadow, str]], let
         return
     zero = torch.stack(safe).any(0)
     leaking = ~zero & (vectors[0] != 0)
+    for vector in weights:
+        context.silence(vector[leaking & (vector > 0)])
+        leaking = leaking & (vector <= 0)
     if bool(leaking.any()):
-        context.freeze(
-            call, [vector[leaking] for vector in vectors], "not zero while masked, and this op would see the value"
-        )
+        context.freeze(call, [vector[leaking] for vector in vectors], SEEN)
     if len(vectors) == 2:
         context.match(call, vectors[0], vectors[1], UNCOUPLED)
 

@@ -55,14 +55,12 @@ def _dense(
 ) -> Tensor | None:
     if read is not None:
         context.consume(read)
-    if channels is not None:
-        channels = context.read(call, channels)
-    if channels is None or read is None:
-        context.freeze(
-            call, [vector for vector in (channels, read) if vector is not None], "reads a tensor without channels"
-        )
+    if channels is None:
+        context.freeze(call, [] if read is None else read, "reads a tensor without channels")
+    elif read is None:
+        context.freeze(call, channels, "is read by filters that need every input, as those of a standardised weight do")
     else:
-        context.match(call, channels, read, "reads a tensor without channels")
+        context.match(call, context.read(call, channels, read), read, "reads a tensor without channels")
     return made
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from effp_fx import graph
 from effp_fx.ops.context import Call, Context, Facets, signed
 from effp_fx.ops.shadow import Shadow, absolute, crop, is_empty, leaky, varying
 from effp_fx.ops.table import add
@@ -260,8 +261,20 @@ def written(context: Context, call: Call) -> Facets:
 
 def filled_whole(context: Context, call: Call) -> Facets:
     """fill_: the tensor keeps its channels; it is zero where it is filled with 0."""
-    zero = isinstance(call["value"], (int, float)) and call["value"] == 0
+    zero = _literal(call["value"]) == 0
     return [absolute(facet) if zero else leaky(facet) for facet in call.shadow(call["self"]).facets]
+
+
+def _literal(value: Any) -> float | None:
+    """A number that stands in the model's code: as it is, or as the tensor that torch made of it for this one op."""
+    if not isinstance(value, fx.Node):
+        return value if isinstance(value, (int, float)) else None
+    source = value.args[0] if graph.op_name(value) == "aten.clone" and len(value.users) == 1 else None
+    if not isinstance(source, fx.Node) or not str(source.target).startswith("_constant_"):
+        return None
+    module = value.graph.owning_module
+    constant = graph.tensor_of(module, str(source.target)) if module is not None else None
+    return float(constant) if constant is not None and constant.numel() == 1 else None
 
 
 add(KEEPS_ZERO, "pass", _unary(1))

@@ -152,7 +152,7 @@ def divided(context: Context, call: Call) -> list[Facets]:
         else:
             pieces = list(facet.split([shape[along] for shape in sizes], along))
             if "sizes" not in name and along in varying(facet):
-                pieces = _level(context, call, pieces, along)
+                _level(context, call, pieces, along)
         for part, piece in zip(parts, pieces, strict=True):
             piece = compress(piece)
             if not is_empty(piece):
@@ -161,15 +161,16 @@ def divided(context: Context, call: Call) -> list[Facets]:
     return parts
 
 
-def _level(context: Context, call: Call, pieces: list[Tensor], dim: int) -> list[Tensor]:
-    """Unite the same position of every part; a last, shorter part freezes what cannot be paired."""
+def _level(context: Context, call: Call, pieces: list[Tensor], dim: int) -> None:
+    """See that the parts stay of equal size; a last, shorter part freezes what cannot be paired."""
     if len({piece.shape for piece in pieces}) > 1:
         for piece in pieces:
             context.freeze(call, piece, "is cut into parts of unequal size by a number")
-        return pieces
-    for piece in pieces[1:]:
-        context.match(call, pieces[0], piece, "another part has no channel at this position")
-    return pieces
+    elif all({*varying(piece)} <= {dim} for piece in pieces):
+        context.balance(call, [crop(piece, (dim,)).reshape(-1) for piece in pieces])
+    else:
+        for piece in pieces[1:]:
+            context.match(call, pieces[0], piece, "another part has no channel at this position")
 
 
 def joined(context: Context, call: Call) -> Facets:

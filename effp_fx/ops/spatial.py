@@ -112,7 +112,7 @@ def deformed(context: Context, call: Call) -> Facets:
             context.freeze(call, weight.facets, "a deformable convolution with groups")
     else:
         context.consume(read)
-        context.match(call, context.read(call, channels), read, "reads a tensor without channels")
+        context.match(call, context.read(call, channels, read), read, "reads a tensor without channels")
     facets = line_facet(made, 1, call.out.shape)
     bias = call.shadow(call["bias"])
     view = (1, weight.shape[0], 1, 1)
