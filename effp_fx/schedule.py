@@ -24,13 +24,13 @@ class Schedule:
     """
 
     total_steps: int
-    start: float = 0.1
+    start: float = 0.05
     """Part of the session after which the first update comes."""
-    end: float = 0.6
+    end: float = 0.5
     """Part of the session at which the last one comes."""
     updates: int = 20
-    regrow: float = 0.5
-    """Part of the channels pruned that the first update gives back."""
+    regrow: float = 1.0
+    """Part of the channels pruned that the first update gives back; 1 goes from dense to the target in even steps."""
 
     def __post_init__(self) -> None:
         if isinstance(self.total_steps, bool) or not isinstance(self.total_steps, int) or self.total_steps < 1:

@@ -30,7 +30,7 @@ def sites_of(analysis: Analysis, trainable: Collection[str]) -> tuple[Site, ...]
     gammas: dict[tuple[str, int], Site] = {}
     filters: dict[tuple[str, int], Site] = {}
     for group in analysis.groups:
-        parts = [part for part in group.slices if part.dim in analysis.tensors[part.tensor].masked]
+        parts = [part for part in group.slices if part.role in ("out", "carry")]
         scales = [part for part in parts if part.tensor in group.gammas and part.tensor in trainable]
         if scales:
             chosen, found = scales, gammas

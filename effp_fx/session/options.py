@@ -19,7 +19,7 @@ class Options:
     """Weight of the pruning loss in equation (4). None (ours): at each step the weight at which the pruning loss's
     gradient, over all gammas, is `pressure` times as large as the network's, so that the scale of the loss, the
     learning rate and the optimizer do not matter."""
-    pressure: float = 0.1
+    pressure: float = 0.3
     threshold: float = 0.01
     """Of theta: a part of the mean magnitude that the group had at the start (ours; the paper has an absolute t)."""
     importance: str | Callable[..., Any] | Any = "gamma"
