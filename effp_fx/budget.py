@@ -55,6 +55,7 @@ def search(
     *,
     round_to: int = 1,
     normalise: bool = True,
+    closely: bool = True,
 ) -> NDArray[np.bool_]:
     """The channels to keep (K), the most valuable for what they cost, under all targets.
 
@@ -71,7 +72,8 @@ def search(
     group falls below half of the share that a uniform width would leave it, but for minima and rounding that force
     it, or where two targets need it: then a quarter, or an eighth.
 
-    Raises UnreachableTargetError, and TargetError where two targets contradict each other.
+    Raises UnreachableTargetError, and TargetError where two targets contradict each other (not if `closely` is False:
+    then one of them may stay unused by any part).
     """
     if scores.shape != (analysis.channels,) or not np.isfinite(scores).all():
         raise EffpError("scores must be one finite number per channel", seen=f"shape {scores.shape}, or not all finite")
@@ -85,7 +87,7 @@ def search(
         return ladder.keep(ladder.rungs)
     problem = _Problem(ladder, [stairs[name] for name in open_], np.array([targets[name] for name in open_]))
     at = problem.solve()
-    if len(open_) > 1 and problem.slack(at).max() > 1:
+    if closely and len(open_) > 1 and problem.slack(at).max() > 1:
         _reject_contradiction(open_, problem.costs(at), problem.limits, np.array([costs[name].dense for name in open_]))
     return ladder.keep(at)
 

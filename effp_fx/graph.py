@@ -112,7 +112,8 @@ def to_text(graph_module: fx.GraphModule) -> str:
             call = f"read {node.target}"
         else:
             keywords = [f"{key}={show(value)}" for key, value in node.kwargs.items()]
-            call = f"{op_name(node)}({', '.join([show(arg) for arg in node.args] + keywords)})"
+            name = f".{node.target}" if node.op == "call_method" else op_name(node)
+            call = f"{name}({', '.join([show(arg) for arg in node.args] + keywords)})"
         kinds = ", ".join(str(item) for item in infos(node))
         lines.append(f"{names[node]}: {kinds} = {call}")
     return "\n".join(lines)

@@ -51,11 +51,15 @@ class Lowered:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-def choose(analysis: Analysis, targets: Targets, scores: importance.Floats) -> Keep:
-    """The channels to keep (K) under all targets, by scores (K). Raises TargetError, UnreachableTargetError."""
+def choose(analysis: Analysis, targets: Targets, scores: importance.Floats, *, closely: bool = True) -> Keep:
+    """The channels to keep (K) under all targets, by scores (K). Raises TargetError, UnreachableTargetError.
+
+    `closely`: whether targets that the scores do not let meet within a tenth are refused.
+    """
     costs = {name: build(analysis) for name, build in COSTS.items()}
     wanted = targets.absolute(costs)
-    return budget.search(analysis, scores, {name: costs[name] for name in wanted}, wanted, round_to=targets.round_to)
+    chosen = {name: costs[name] for name in wanted}
+    return budget.search(analysis, scores, chosen, wanted, round_to=targets.round_to, closely=closely)
 
 
 def lower(found: Tracing, network: nn.Module, keep: Keep, progress: Progress) -> Lowered:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -49,13 +50,18 @@ class Schedule:
         if not 0 <= self.regrow <= 1:
             raise SessionError("regrow must be a part between 0 and 1", seen=repr(self.regrow))
         if self._last - self._first < self.updates - 1 or self._last < 1:
-            least = next(total for total in range(self.total_steps, 10**9) if self._fits(total))
             raise SessionError(
                 f"total_steps is too small for {self.updates} updates from {self.start:.0%} to {self.end:.0%} of it",
                 seen=f"{self.total_steps} steps",
-                expected=f"at least {least}",
+                expected=f"at least {self._least()}",
                 mend="train longer, or ask for fewer updates=",
             )
+
+    def _least(self) -> int:
+        """The next larger total that holds the updates."""
+        sure = math.ceil((self.updates + 1) / (self.end - self.start))
+        low = max(self.total_steps, int((self.updates - 2) / (self.end - self.start)))
+        return next((total for total in range(low, min(low + 10**5, sure)) if self._fits(total)), sure)
 
     def _fits(self, total: int) -> bool:
         return int(self.end * total) - max(int(self.start * total), 1) >= self.updates - 1

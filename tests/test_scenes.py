@@ -46,8 +46,8 @@ def test_a_larger_set_begins_with_the_smaller(tmp_path: Path) -> None:
 
 def test_a_box_is_exactly_what_is_seen_of_its_object(monkeypatch: pytest.MonkeyPatch) -> None:
     # Pure colours on black, nothing added by the sensor: what is seen can be told from the pixels alone.
-    monkeypatch.setattr(drawing, "_background", lambda random, size, clutter: Image.new("RGB", (size, size)))
-    monkeypatch.setattr(drawing, "_sensor", lambda random, canvas, noise: canvas)
+    monkeypatch.setattr(drawing, "background", lambda random, size, clutter: Image.new("RGB", (size, size)))
+    monkeypatch.setattr(drawing, "sensor", lambda random, canvas, noise: canvas)
     monkeypatch.setattr(drawing, "_strokes_across", lambda *_: None)
     monkeypatch.setattr(drawing, "_outlined", lambda *_: None)
     monkeypatch.setattr(

@@ -13,8 +13,6 @@ from torchvision.transforms import v2
 from effp_fx.data.dataset import Target, Transform
 from effp_fx.errors import DataError
 
-_GREY = 114
-"""What zooming out fills with where nothing is said."""
 _ALONG = ("labels", "difficult", "area")
 """What goes with its box when that is cropped away."""
 _SMALLEST = 2.0
@@ -82,14 +80,16 @@ def ssd_augmentation(
     return BoxTransform(_resized(steps, size), difficult=difficult)
 
 
-def light_augmentation(size: int | None = None, *, flip: bool = True, difficult: bool = True) -> Transform:
+def light_augmentation(
+    size: int | None = None, *, flip: bool = True, fill: Sequence[int] = (114, 114, 114), difficult: bool = True
+) -> Transform:
     """For small nets and short runs, which SSD's own keeps from fitting: milder zoom and crop, colours by halves.
 
     Arguments as of `ssd_augmentation`. The numbers are ours.
     """
     steps = [
         v2.RandomApply([v2.RandomPhotometricDistort()], p=0.5),
-        v2.RandomZoomOut(fill=_GREY, side_range=(1.0, 1.5), p=0.3),
+        v2.RandomZoomOut(fill=list(fill), side_range=(1.0, 1.5), p=0.3),
         v2.RandomApply([v2.RandomIoUCrop(min_scale=0.6, trials=4)], p=0.5),
         v2.RandomHorizontalFlip(0.5 if flip else 0.0),
     ]

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw
 
+from effp_fx.data.backdrop import any_colour, background, sensor
 from effp_fx.data.shapes import CLASSES, SHAPES, Polygon, Shape, pattern
 
 _LARGEST = 2 / 3
@@ -85,7 +86,7 @@ def draw_scene(
         smallest: longer side of the smallest object, pixels; scales are log-uniform up to two thirds of the image.
         most: objects in an image, at most; at least one is tried.
     """
-    canvas = _background(random, size, difficulty.clutter)
+    canvas = background(random, size, difficulty.clutter)
     ids = Image.new("L", (size, size), 0)
     placed: list[_Placed] = []
     for _ in range(int(random.integers(1, most + 1))):
@@ -95,54 +96,7 @@ def draw_scene(
             placed.append(_draw_object(random, canvas, ids, name, box, len(placed) + 1, difficulty.jitter))
     _strokes_across(random, canvas, ids, placed, difficulty.occlusion)
     objects = _annotate(np.asarray(ids), placed)
-    return Scene(_sensor(random, canvas, difficulty.noise), objects)
-
-
-def jpeg_quality(random: np.random.Generator, noise: float) -> int:
-    """Quality of the JPEG file: 95 at best, 40 at worst."""
-    return int(random.integers(round(90 - 50 * noise), 96))
-
-
-def _background(random: np.random.Generator, size: int, clutter: float) -> Image.Image:
-    grey, chroma = random.uniform(20, 235, (2, 1)), random.uniform(-110, 110, (2, 3))
-    colours = (grey + (0.15 + 0.85 * clutter) * chroma).astype(np.float32)
-    angle = random.uniform(0, 2 * math.pi)
-    ramp = np.linspace(-0.5, 0.5, size, dtype=np.float32)
-    mix = np.clip(0.5 + ramp[None, :] * math.cos(angle) + ramp[:, None] * math.sin(angle), 0, 1)[..., None]
-    plain = colours[0] * (1 - mix) + colours[1] * mix
-    cells = int(random.integers(3, 17))
-    coarse = random.normal(128, 3 + 45 * clutter, (cells, cells, 3)).clip(0, 255).astype(np.uint8)
-    cloud = Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC)
-    mixed = plain + np.asarray(cloud, dtype=np.float32) - 128
-    canvas = Image.fromarray(mixed.clip(0, 255).astype(np.uint8))
-    brush = ImageDraw.Draw(canvas)
-    for _ in range(int(random.poisson(0.5 + 14 * clutter))):
-        _distractor(random, brush, size)
-    return canvas
-
-
-def _distractor(random: np.random.Generator, brush: ImageDraw.ImageDraw, size: int) -> None:
-    """A stroke of one to three bends, an arc, or a blob with no regular outline."""
-    colour = _colour(random)
-    width = int(random.integers(1, max(2, size // 32) + 1))
-    kind = random.uniform()
-    if kind < 0.55:
-        start = random.uniform(0, size, 2)
-        steps = random.normal(0, size / 4, (int(random.integers(1, 4)), 2))
-        points = np.concatenate([start[None], start + np.cumsum(steps, axis=0)])
-        brush.line([(float(x), float(y)) for x, y in points], fill=colour, width=width, joint="curve")
-        return
-    x, y = random.uniform(0, size, 2)
-    radius = random.uniform(size / 24, size / 5)
-    if kind < 0.75:
-        begin = random.uniform(0, 360)
-        frame = [float(x - radius), float(y - radius), float(x + radius), float(y + radius)]
-        brush.arc(frame, begin, begin + random.uniform(40, 150), fill=colour, width=width)
-        return
-    angles = np.sort(random.uniform(0, 2 * math.pi, int(random.integers(7, 12))))
-    radii = radius * random.uniform(0.25, 1.0, len(angles))
-    blob = [(float(x + r * math.cos(a)), float(y + r * math.sin(a))) for r, a in zip(radii, angles, strict=True)]
-    brush.polygon(blob, fill=colour)
+    return Scene(sensor(random, canvas, difficulty.noise), objects)
 
 
 def _free_place(
@@ -238,7 +192,7 @@ def _filled(
     shade = (slope[0] / wide * x)[None, :] + (slope[1] / high * y)[:, None]
     colours = np.broadcast_to(np.array(first, dtype=np.float32), (high, wide, 3))
     if texture != "plain":
-        second = np.array(_unlike([_colour(random) for _ in range(4)], first), dtype=np.float32)
+        second = np.array(_unlike([any_colour(random) for _ in range(4)], first), dtype=np.float32)
         across = (back[0, 0] * x[None, :] + back[0, 1] * y[:, None]).astype(np.float32)
         along = (back[1, 0] * x[None, :] + back[1, 1] * y[:, None]).astype(np.float32)
         colours = np.where(pattern(texture, across, along)[..., None], second, colours)
@@ -246,7 +200,7 @@ def _filled(
 
 
 def _outlined(random: np.random.Generator, patch: Image.Image, polygons: list[Polygon], side: float) -> None:
-    brush, colour = ImageDraw.Draw(patch), _colour(random)
+    brush, colour = ImageDraw.Draw(patch), any_colour(random)
     width = max(1, round(side / 22))
     for polygon in polygons:
         points = [(float(x), float(y)) for x, y in polygon]
@@ -268,7 +222,7 @@ def _strokes_across(
         dx, dy = length * math.cos(angle), length * math.sin(angle)
         line = [float(x - dx), float(y - dy), float(x + dx), float(y + dy)]
         width = max(1, round(side * random.uniform(0.06, 0.22)))
-        brush.line(line, fill=_colour(random), width=width)
+        brush.line(line, fill=any_colour(random), width=width)
         cover.line(line, fill=0, width=width)
 
 
@@ -286,20 +240,6 @@ def _annotate(ids: NDArray[np.uint8], placed: list[_Placed]) -> tuple[SceneObjec
         occluded = visible < 0.95 and not (truncated and visible > 0.9)
         objects.append(SceneObject(one.name, box, visible < _DIFFICULT, truncated, occluded, len(rows)))
     return tuple(objects)
-
-
-def _sensor(random: np.random.Generator, canvas: Image.Image, noise: float) -> Image.Image:
-    radius = random.uniform(-0.5, 0.2 + 1.0 * noise)
-    if radius > 0.2:
-        canvas = canvas.filter(ImageFilter.GaussianBlur(radius))
-    pixels = np.asarray(canvas, dtype=np.float32)
-    grain = random.standard_normal(pixels.shape, dtype=np.float32) * np.float32(random.uniform(0, 2 + 20 * noise))
-    return Image.fromarray((pixels + grain).clip(0, 255).astype(np.uint8))
-
-
-def _colour(random: np.random.Generator) -> tuple[int, int, int]:
-    red, green, blue = random.integers(0, 256, 3).tolist()
-    return red, green, blue
 
 
 def _colour_at(canvas: Image.Image, x: int, y: int) -> tuple[int, int, int]:

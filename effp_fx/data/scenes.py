@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from effp_fx.data.drawing import Difficulty, draw_scene, jpeg_quality
+from effp_fx.data.backdrop import jpeg_quality
+from effp_fx.data.drawing import Difficulty, draw_scene
 from effp_fx.data.layouts import LAYOUTS, Drawn, Layout, image_folder, write_annotations
 from effp_fx.data.shapes import CLASSES
 from effp_fx.errors import DataError
@@ -88,7 +89,6 @@ def write_scenes(
     note = {"version": _VERSION, **dict(zip(_SPLITS, counts, strict=True)), **asdict(recipe)}
     if _is_there(root, note):
         return root
-    root.parent.mkdir(parents=True, exist_ok=True)
     beside = root.with_name(f".{root.name[:100]}.{secrets.token_hex(8)}.part")
     try:
         _write_set(beside, recipe, counts, processes, progress or (lambda _: None))

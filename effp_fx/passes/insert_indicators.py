@@ -35,7 +35,7 @@ class InsertIndicators(Pass):
             for node, name in graph.weights(part.capture.graph_module)
             if name in analysis.tensors and analysis.tensors[name].masked
         ]
-        with new_graph.inserting_before(next(iter(new_graph.nodes))):
+        with new_graph.inserting_before(next(node for node in new_graph.nodes if node.op != "placeholder")):
             held = new_graph.get_attr(INDICATORS)
             # What belongs to no channel reads the 1 at the end.
             padded = new_graph.call_function(torch.nn.functional.pad, (held, (0, 1)), {"value": 1.0})
@@ -45,7 +45,8 @@ class InsertIndicators(Pass):
             weight = product = table[node]
             users = list(weight.users)
             for dim in sorted(dims.masked):
-                numbers = f"{INDICATORS}_of_{name}_{dim}".replace(".", "_")
+                # With its dots: `a.b_c` and `a_b.c` must not share a name.
+                numbers = f"{INDICATORS}_of.{name}.{dim}"
                 more[numbers] = _numbers(dims.dims[dim], analysis.channels)
                 shape = [-1 if at == dim else 1 for at in range(len(dims.shape))]
                 product = _multiplied(new_graph, product, padded, numbers, shape)
@@ -67,4 +68,6 @@ def _multiplied(new_graph: fx.Graph, value: fx.Node, padded: fx.Node, numbers: s
     with new_graph.inserting_after(chosen):
         shaped = new_graph.call_function(torch.reshape, (chosen, shape))
     with new_graph.inserting_after(shaped):
-        return new_graph.call_function(torch.mul, (value, shaped))
+        alike = new_graph.call_method("type_as", (shaped, value))  # a network in half precision stays in it
+    with new_graph.inserting_after(alike):
+        return new_graph.call_function(torch.mul, (value, alike))

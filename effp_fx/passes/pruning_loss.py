@@ -129,25 +129,36 @@ class _Writer:
 
 
 def _summed(writer: _Writer, sites: Sequence[Site], measure: Any, channels: int, kind: str) -> fx.Node:
-    """For each channel the sum of a measure over its entries in these sites (K), in float64."""
+    """For each channel the sum of a measure over its entries in these sites (K), in float64.
+
+    Vectors are joined before they are measured: a network has a hundred gammas, and this runs before every step.
+    """
+    vectors = [site for site in sites if site.rank == 1]
+    others = [site for site in sites if site.rank > 1]
     rows = []
-    for site in sites:
-        value = writer.call(measure, writer.graph.get_attr(site.tensor))
+    if vectors:
+        joined = _joined(writer, [writer.graph.get_attr(site.tensor) for site in vectors])
+        rows.append(writer.graph.call_method("to", (writer.call(measure, joined), torch.float64)))
+    for site in others:
         axes = [axis for axis in range(site.rank) if axis != site.dim]
-        if axes:
-            value = writer.call(torch.sum, value, axes)
+        value = writer.call(torch.sum, writer.call(measure, writer.graph.get_attr(site.tensor)), axes)
         rows.append(writer.graph.call_method("to", (value, torch.float64)))
-    joined = rows[0] if len(rows) == 1 else writer.call(torch.cat, rows)
-    numbers = np.concatenate([site.channels for site in sites])
+    numbers = np.concatenate([site.channels for site in (*vectors, *others)])
     index = writer.constant(f"{kind}_channels", np.where(numbers >= 0, numbers, channels))
     zeros = writer.constant(f"{kind}_zeros", np.zeros(channels + 1))
     # What belongs to no channel lands behind the last, and is cut off.
-    return writer.call(torch.narrow, writer.call(torch.index_add, zeros, 0, index, joined), 0, 0, channels)
+    summed = writer.call(torch.index_add, zeros, 0, index, _joined(writer, rows))
+    return writer.call(torch.narrow, summed, 0, 0, channels)
+
+
+def _joined(writer: _Writer, rows: list[fx.Node]) -> fx.Node:
+    return rows[0] if len(rows) == 1 else writer.call(torch.cat, rows)
 
 
 def _cost(writer: _Writer, name: str, cost: Cost, theta: fx.Node) -> fx.Node:
-    """Equations (1) and (2): the dense cost of each layer times the kept shares of its factors, summed."""
-    dense = cost.counts(np.ones(cost.channels))
+    """Equations (1) and (2), k_in * k_out * F_l summed, with counts in place of the shares and the cost of one pair of
+    channels in place of F_l: whole numbers, so that a target which is met is met to the last bit, and the hinge off.
+    """
     entries = writer.call(
         torch.mul,
         writer.constant(f"{name}_weights", cost.entry_weight),
@@ -158,8 +169,7 @@ def _cost(writer: _Writer, name: str, cost: Cost, theta: fx.Node) -> fx.Node:
         writer.constant(f"{name}_factors", cost.entry_factor),
     )
     counts = writer.call(torch.index_add, base, 0, factor, entries)
-    shares = writer.call(torch.div, counts, writer.constant(f"{name}_dense", np.maximum(dense, 1.0)))
-    slots = writer.call(torch.index_select, shares, 0, writer.constant(f"{name}_slots", cost.slots.reshape(-1)))
+    slots = writer.call(torch.index_select, counts, 0, writer.constant(f"{name}_slots", cost.slots.reshape(-1)))
     of_layers = writer.call(torch.prod, writer.call(torch.reshape, slots, list(cost.slots.shape)), 1)
-    layers = writer.constant(f"{name}_layers", cost.term_costs(dense))
+    layers = writer.constant(f"{name}_layers", cost.constants)
     return writer.call(torch.sum, writer.call(torch.mul, layers, of_layers))

@@ -66,9 +66,31 @@ def check_optimizer(analysis: Analysis, parameters: Mapping[str, Tensor], optimi
     )
 
 
-def check_unchanged(known: Mapping[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Raise SessionError where parameters were replaced, reshaped or taken out of the optimizer since the start."""
-    now = dict(model.named_parameters()) | dict(model.named_buffers())
+def check_alone(optimizer: torch.optim.Optimizer, kind: type) -> None:
+    """Raise SessionError where another session hangs on the optimizer."""
+    hooks = optimizer._optimizer_step_pre_hooks.values()
+    if any(isinstance(getattr(hook, "__self__", None), kind) for hook in hooks):
+        raise SessionError(
+            "another session is attached to this optimizer",
+            expected="one session for one optimizer",
+            mend="close() the other one first",
+        )
+
+
+def moved_by(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> frozenset[str]:
+    """The names of what the optimizer moves."""
+    moved = {id(value) for group in optimizer.param_groups for value in group["params"]}
+    return frozenset(name for name, value in tensors.items() if id(value) in moved)
+
+
+def check_unchanged(
+    known: Mapping[str, Tensor], moved: frozenset[str], model: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    """Raise SessionError where parameters were replaced, reshaped or taken out of the optimizer since the start.
+
+    `moved` are the names of those that the optimizer moved then.
+    """
+    now = dict(model.named_parameters())
     changed = [name for name, value in known.items() if isinstance(value, nn.Parameter) and now.get(name) is not value]
     if changed:
         raise SessionError(
@@ -78,8 +100,7 @@ def check_unchanged(known: Mapping[str, Tensor], model: nn.Module, optimizer: to
             expected="the same parameters from the first step to the last",
             mend="make the session after all surgery, and a new one after more; load weights with load_state_dict",
         )
-    moved = {id(value) for group in optimizer.param_groups for value in group["params"]}
-    lost = [n for n, v in known.items() if isinstance(v, nn.Parameter) and v.requires_grad and id(v) not in moved]
+    lost = sorted(moved - moved_by(optimizer, known))
     if lost:
         raise SessionError(
             "the optimizer has lost parameters that the session holds",
@@ -106,10 +127,26 @@ def check_same_structure(trained: nn.Module, other: nn.Module) -> None:
 
 def diverged(gradients: Mapping[str, Tensor], step: int) -> DivergenceError:
     """The error for gradients that are not all finite, with the first of them."""
-    worst = next((name for name, value in gradients.items() if not bool(value.isfinite().all())), "")
+    worst = _first_not_finite(gradients)
     return DivergenceError(
         "training has diverged: a gradient is not finite",
         where=worst,
         seen=f"NaN or infinity before step {step + 1}; the step was not taken",
         mend="go back to the last checkpoint; lower the learning rate, clip gradients, or look at the data",
     )
+
+
+def check_finite(weights: Mapping[str, Tensor], step: int) -> None:
+    """Raise DivergenceError where a weight that channels are ranked by is not finite."""
+    worst = _first_not_finite(weights)
+    if worst is not None:
+        raise DivergenceError(
+            "training has diverged: a weight is not finite",
+            where=worst,
+            seen=f"NaN or infinity after step {step}; the mask stays as it was",
+            mend="go back to the last checkpoint; lower the learning rate or clip gradients",
+        )
+
+
+def _first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    return next((name for name, value in tensors.items() if not bool(value.detach().isfinite().all())), None)

@@ -38,3 +38,5 @@ class Options:
         if self.threshold == 0:
             raise SessionError("threshold must be above 0", seen="0", expected="a small part of a group's mean: 0.01")
         check_regrow(self.regrow_by)
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+            raise SessionError("seed must be a whole number, 0 or more", seen=repr(self.seed))

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from effp_fx.cost import Cost
 from effp_fx.groups import Analysis
-from effp_fx.passes.pruning_loss import REFERENCE
-from effp_fx.session.checks import diverged
+from effp_fx.lowering import Targets
+from effp_fx.passes.pruning_loss import REFERENCE, PruningLoss
+from effp_fx.session.checks import check_finite, diverged
 from effp_fx.session.options import Options
+from effp_fx.sites import sites_of
 
 _MEMORY = 0.9
 """How much of the running mean of the network's gradient an optimizer step leaves in place."""
@@ -41,8 +44,8 @@ class Pressure:
 
     def refer_to_groups(self, analysis: Analysis) -> None:
         """Count magnitudes from the mean that each group has now."""
+        reference = self._reference().fill_(1.0)
         magnitudes = self.value()[1]
-        reference = self._reference()
         for group in analysis.groups:
             mean = magnitudes[group.start : group.stop].mean()
             reference[group.start : group.stop] = torch.where(mean > 0, mean, torch.ones_like(mean))
@@ -71,35 +74,41 @@ class Pressure:
             loss, *_, magnitudes = self.module()
         return float(loss), magnitudes
 
+    def check_finite(self, step: int) -> None:
+        """Raise DivergenceError where a weight that magnitudes are read off is NaN or infinite."""
+        if not bool(self.value()[1].isfinite().all()):
+            check_finite(self.sites, step)
+
     def term(self) -> Tensor:
         """alpha * L_prune, differentiable in the parameters: a float64 scalar."""
         self.own_term = True
         loss = self.module()[0]
-        if self._alpha is None and self.mean_gradient is not None:
+        if self._alpha is None and self.mean_gradient is not None and loss.requires_grad:
             self._measure(self._slopes(loss, keep_graph=True))
         scaled: Tensor = self.last_alpha * loss
         return scaled
 
-    def press(self, scale: Tensor | None, step: int) -> None:
+    def press(self, scale: Tensor | None, step: int, *, silent: bool) -> None:
         """Add alpha times the gradient of the pruning loss.
 
         Args:
             scale: by what a GradScaler has multiplied all other gradients; None: by nothing.
             step: optimizer steps taken so far, for messages.
+            silent: add nothing, only look whether training diverges.
 
         Raises DivergenceError where the network's gradient is not finite; nothing has been added then.
         """
         gradients = {name: value.grad for name, value in self.sites.items() if value.grad is not None}
-        compared = [value.grad for value in self.measured.values() if value.grad is not None]
+        compared = [gradients[name] for name in self.measured if name in gradients]
         if not compared:
             return
-        own = float(torch.nn.utils.get_total_norm(compared, norm_type=1.0))
+        own = _absolute_sum(compared)
         if not math.isfinite(own):
             raise diverged(gradients, step)
         own = own if scale is None else own / float(scale)
         before = own if self.mean_gradient is None else self.mean_gradient
         self.mean_gradient = _MEMORY * before + (1 - _MEMORY) * own
-        if self.own_term or (self._alpha is None and not self._pressure) or self._alpha == 0:
+        if silent or self.own_term or (self._alpha is None and not self._pressure) or self._alpha == 0:
             return
         with torch.enable_grad():
             loss = self.module()[0]
@@ -109,17 +118,60 @@ class Pressure:
         if self._alpha is None:
             self._measure(slopes)
         weight = self.last_alpha if scale is None else self.last_alpha * float(scale)
+        names = [name for name in slopes if name in gradients]
         with torch.no_grad():
-            for name in slopes.keys() & gradients.keys():
-                gradients[name].add_(slopes[name].to(gradients[name]), alpha=weight)
+            torch._foreach_add_(
+                [gradients[name] for name in names],
+                [slopes[name].to(gradients[name]) for name in names],
+                alpha=weight,
+            )
 
     def _slopes(self, loss: Tensor, *, keep_graph: bool = False) -> dict[str, Tensor]:
-        found = torch.autograd.grad(loss, list(self.sites.values()), retain_graph=keep_graph, allow_unused=True)
-        return {name: value for name, value in zip(self.sites, found, strict=True) if value is not None}
+        # A user may freeze layers on the way.
+        live = {name: value for name, value in self.sites.items() if value.requires_grad}
+        found = torch.autograd.grad(loss, list(live.values()), retain_graph=keep_graph, allow_unused=True)
+        return {name: value for name, value in zip(live, found, strict=True) if value is not None}
 
     def _measure(self, slopes: Mapping[str, Tensor]) -> None:
         """Set alpha so that both gradients have the ratio that is asked for, in the sum of their absolute values."""
         compared = [slope for name, slope in slopes.items() if name in self.measured]
-        size = float(torch.nn.utils.get_total_norm(compared, norm_type=1.0)) if compared else 0.0
+        size = _absolute_sum(compared) if compared else 0.0
         if size > 0 and self.mean_gradient is not None:
             self.last_alpha = self._pressure * self.mean_gradient / size
+
+
+def _absolute_sum(tensors: Sequence[Tensor]) -> float:
+    """Of all entries, in float32 at least: a sum of scaled gradients overflows half precision."""
+    norms = torch._foreach_norm(list(tensors), 1, dtype=torch.promote_types(tensors[0].dtype, torch.float32))
+    return float(torch.stack([norm.to(norms[0].device) for norm in norms]).sum())
+
+
+def prepared(
+    analysis: Analysis, costs: Mapping[str, Cost], targets: Targets, tensors: Mapping[str, Tensor], options: Options
+) -> Pressure:
+    """The pruning loss's graph over the user's parameters, magnitudes counted from what they are now.
+
+    `analysis` has its graphs; `tensors` are the user's own parameters and buffers by name.
+    """
+    trainable = {name for name, value in tensors.items() if value.requires_grad}
+    sites = sites_of(analysis, trainable)
+    step = PruningLoss(
+        costs=costs,
+        targets=targets.absolute(costs),
+        sites=sites,
+        reference=torch.ones(analysis.channels, dtype=torch.float64),
+        tensors=tensors,
+        threshold=options.threshold,
+        alone=True,
+    )
+    module = step(analysis, analysis.graphs[0]).graph_module
+    device = tensors[sites[0].tensor].device
+    for name, constant in list(module.named_buffers(recurse=False)):
+        if name not in tensors:  # the constants: what is the user's stays where it is
+            setattr(module, name, constant.to(device))
+    pressed = {site.tensor: tensors[site.tensor] for site in sites if site.tensor in trainable}
+    gammas = {site.tensor for site in sites if site.is_gamma}
+    measured = {name: value for name, value in pressed.items() if name in gammas} or pressed
+    pressure = Pressure(module, pressed, measured, options)
+    pressure.refer_to_groups(analysis)
+    return pressure

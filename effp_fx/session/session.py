@@ -14,18 +14,17 @@ from effp_fx import importance as importances
 from effp_fx import lowering, masking, tracing
 from effp_fx.errors import SessionError
 from effp_fx.groups import Keep
-from effp_fx.passes.pruning_loss import PruningLoss
 from effp_fx.schedule import Schedule
 from effp_fx.session import checks, state
 from effp_fx.session.history import Update, kept_by_group
 from effp_fx.session.holding import Holder
 from effp_fx.session.options import Options
-from effp_fx.session.pressure import Pressure
+from effp_fx.session.pressure import prepared
+from effp_fx.session.ranking import Ranking
 from effp_fx.session.rehearsal import rehearse
 from effp_fx.session.selection import select
-from effp_fx.sites import sites_of
 from effp_fx.subject import network_of, rewrapped, unwrapped
-from effp_fx.tracing import Progress, Tracing
+from effp_fx.tracing import Progress
 
 
 class Session:
@@ -83,6 +82,7 @@ class Session:
             target_flops = 0.5
         self.targets = lowering.Targets(target_flops, target_params, round_to)
         self._optimizer = checks.optimizer_of(optimizer)
+        checks.check_alone(self._optimizer, Session)
         checks.check_not_sharded(model)
         self._model = unwrapped(model)
         self._network, self._path = network_of(self._model)
@@ -95,8 +95,12 @@ class Session:
         self.analysis = self._traced.analysis
         checks.check_optimizer(self.analysis, self._tensors, self._optimizer)
         self._costs = {name: build(self.analysis) for name, build in lowering.COSTS.items()}
-        self._pressure = self._prepared(traced)
+        if not callable(self.options.importance):  # what is not known shows now, not at the first update
+            importances.score(self.analysis, self._network, self.options.importance)
+        self._moved = checks.moved_by(self._optimizer, self._tensors)
+        self._pressure = prepared(traced.analysis, self._costs, self.targets, self._tensors, self.options)
         self._holder = Holder(self.analysis, self._tensors)
+        self._ranking = Ranking(self.analysis)
         self.step = 0
         self.history: list[Update] = []
         self.log: list[Callable[[Update], None]] = []
@@ -151,6 +155,7 @@ class Session:
                 expected=f"step {self.schedule.freeze_step} or later",
                 mend="train on, or make the session with the steps that there are",
             )
+        self._check_unchanged()
         outer = self._model if model is None else unwrapped(model)
         network, path = network_of(outer)
         traced = self._traced
@@ -185,6 +190,7 @@ class Session:
             "step": self.step,
             "off": torch.from_numpy(self._holder.off.copy()),
             "aside": state.packed(self._holder.aside),
+            "means": torch.from_numpy(self._ranking.means.copy()),
             "pressure": self._pressure.state_dict(),
             "history": [update.to_dict() for update in self.history],
         }
@@ -197,52 +203,53 @@ class Session:
         state.check(saved, self._about())
         self.step = int(saved["step"])
         self._holder.restore(saved["off"].cpu().numpy().copy(), state.unpacked(saved["aside"]))
+        self._ranking.means = saved["means"].cpu().numpy().copy()
         self._pressure.load_state_dict(saved["pressure"])
         self.history[:] = [Update(**update) for update in saved["history"]]
 
     def _about(self) -> dict[str, Any]:
         return state.about(self.analysis, self.targets, self.schedule)
 
-    def _prepared(self, traced: Tracing) -> Pressure:
-        """The pruning loss's graph over the user's parameters, magnitudes counted from what they are now."""
-        trainable = {name for name, value in self._tensors.items() if value.requires_grad}
-        sites = sites_of(self.analysis, trainable)
-        step = PruningLoss(
-            costs=self._costs,
-            targets=self.targets.absolute(self._costs),
-            sites=sites,
-            reference=torch.ones(self.analysis.channels, dtype=torch.float64),
-            tensors=self._tensors,
-            threshold=self.options.threshold,
-            alone=True,
-        )
-        device = next(iter(self._tensors.values())).device
-        module = step(traced.analysis, traced.analysis.graphs[0]).graph_module.to(device)
-        pressed = {site.tensor: self._tensors[site.tensor] for site in sites if site.tensor in trainable}
-        gammas = {site.tensor for site in sites if site.is_gamma}
-        measured = {name: value for name, value in pressed.items() if name in gammas} or pressed
-        pressure = Pressure(module, pressed, measured, self.options)
-        pressure.refer_to_groups(self.analysis)
-        return pressure
-
-    def _before_step(self, *_: Any) -> None:
+    def _before_step(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.step >= self.schedule.total_steps:
             raise SessionError(
                 "the session is over",
                 seen=f"a step after the last of {self.schedule.total_steps}",
                 mend="small = session.compact(); or session.close() and train on; or a larger total_steps",
             )
-        self._pressure.press(getattr(self._optimizer, "grad_scale", None), self.step)
+        if self._skipped():
+            return None
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            self._press()
+            return None
+
+        def pressed() -> Any:  # the gradient is there only after the optimizer has called the closure
+            loss = closure()
+            self._press()
+            return loss
+
+        if len(args) > 1:
+            return (args[0], pressed, *args[2:]), kwargs
+        return args, {**kwargs, "closure": pressed}
+
+    def _press(self) -> None:
+        if not self.step:  # weights may have been loaded, or broadcast, since the session was made
+            self._pressure.refer_to_groups(self.analysis)
+        self._pressure.press(getattr(self._optimizer, "grad_scale", None), self.step, silent=self.frozen)
+
+    def _skipped(self) -> bool:
+        """Whether a GradScaler has told a fused optimizer to do nothing; the others are not called at all then."""
+        found = getattr(self._optimizer, "found_inf", None)
+        return found is not None and bool(found)
 
     def _after_step(self, *_: Any) -> None:
-        skipped = getattr(self._optimizer, "found_inf", None)
-        if skipped is not None and float(skipped):  # a fused optimizer that its GradScaler told to do nothing
+        if self._skipped():
             return
         self.step += 1
+        self._holder.zero()
         if self.schedule.is_update(self.step):
             self._update()
-        else:
-            self._holder.zero()
 
     def _states(self) -> dict[str, dict[str, Any]]:
         return {
@@ -253,20 +260,23 @@ class Session:
 
     def _update(self) -> None:
         """Bring everything back as it was when last alive, choose anew among all channels, take the rest off."""
-        checks.check_unchanged(self._tensors, self._network, self._optimizer)
+        self._check_unchanged()
+        self._pressure.check_finite(self.step)
         before, states = self._holder.off, self._states()
         loss, _ = self._pressure.value()
-        self._holder.zero()
         self._holder.release(states)
         off = before
         try:
             share = self.schedule.regrow_share(self.step)
-            scores = self._scores()
+            scores = self._ranking.fair(self._scores(), ~before)
             seed = self.options.seed + self.step
             off = ~select(self.analysis, self.targets, scores, ~before, share, self.options.regrow_by, seed)
         finally:  # whatever goes wrong in the choice, what was held is held again
             self._holder.hold(off, states)
         self._record(before, off, share, loss)
+
+    def _check_unchanged(self) -> None:
+        checks.check_unchanged(self._tensors, self._moved, self._network, self._optimizer)
 
     def _scores(self) -> importances.Floats:
         if self.options.importance == "gamma":
