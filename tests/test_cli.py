@@ -399,7 +399,7 @@ def test_the_installed_command_says_its_version_and_helps() -> None:
         assert done.returncode == 0 and said in done.stdout
 
 
-@pytest.mark.parametrize("command", ["trace", "prune", "compact", "export", "bench", "demo"])
+@pytest.mark.parametrize("command", ["trace", "prune", "compact", "export", "bench", "demo", "train", "eval"])
 def test_every_command_helps_and_prints_json(command: str, capsys: Captured) -> None:
     run(command, "--help")
     assert "--json" in capsys.readouterr().out

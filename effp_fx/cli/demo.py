@@ -34,7 +34,7 @@ def demo(
     target_flops: TargetFlops = 0.5,
     target_params: TargetParams = None,
     images: Images = 800,
-    epochs: Epochs = 24,
+    epochs: Epochs = 20,
     seed: Seed = 0,
     output: Output = Path("out"),
     json: Json = False,

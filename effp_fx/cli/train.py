@@ -55,7 +55,8 @@ def train(
 ) -> None:
     """Train MODEL on a data set and prune it on the way; under torchrun in several processes."""
     session: dict[str, Any] = {"round_to": round_to, "ignore": tuple(ignore or ())}
-    dense = dense or (target_flops == 1 and target_params in (None, 1))
+    if target_flops == 1 and target_params in (None, 1):
+        dense, target_flops, target_params = True, None, None
     task = Task(
         model,
         data,
@@ -69,8 +70,8 @@ def train(
             clip=clip,
             ema=ema,
         ),
-        target_flops=None if dense else target_flops,
-        target_params=None if dense else target_params,
+        target_flops=target_flops,
+        target_params=target_params,
         dense=dense,
         session=session if updates is None else {**session, "updates": updates},
         weights=weights,

@@ -54,16 +54,14 @@ def run_pictures(found: RunReport) -> dict[str, str]:
     updates = found.updates
     pictures = {}
     if updates:
+        times = [float(update.step) for update in updates] + [float(found.steps)]  # the last mask stays to the end
         costs = {
-            "FLOPs": [(0.0, 1.0), *((float(u.step), u.flops) for u in updates)],
-            "parameters": [(0.0, 1.0), *((float(u.step), u.params) for u in updates)],
+            "FLOPs": _held([update.flops for update in updates], times, 1.0),
+            "parameters": _held([update.params for update in updates], times, 1.0),
         }
-        parts = {"flops": found.flops, "params": found.params}
-        levels = {
-            f"target {name}": value if value <= 1 else value / parts[name] for name, value in found.targets.items()
-        }
+        levels = _levels(found)
         pictures["costs.svg"] = line_chart("Part of the dense cost", costs, across="step", levels=levels, steps=True)
-        kept = {name: [(float(u.step), float(u.kept[name])) for u in updates] for name in updates[0].kept}
+        kept = {name: _held([float(update.kept[name]) for update in updates], times) for name in updates[0].kept}
         pictures["kept.svg"] = line_chart("Channels kept of each group", kept, across="step", steps=True)
     losses = {name: [(float(row.step), row.losses[name]) for row in found.rows] for name in found.rows[0].losses}
     if updates:
@@ -78,6 +76,20 @@ def run_pictures(found: RunReport) -> dict[str, str]:
     return pictures
 
 
+
+
+def _held(values: Sequence[float], times: Sequence[float], first: float | None = None) -> list[tuple[float, float]]:
+    """Points of values each of which holds until the next; `first` is what was before all of them."""
+    points = list(zip(times, [*values, values[-1]], strict=True))
+    return points if first is None else [(0.0, first), *points]
+
+
+def _levels(found: RunReport) -> dict[str, float]:
+    """The targets as parts of the dense cost; those that are the same share a line."""
+    dense, titles = {"flops": found.flops, "params": found.params}, {"flops": "FLOPs", "params": "parameters"}
+    parts = {name: value if value <= 1 else value / dense[name] for name, value in found.targets.items()}
+    names = {part: " and ".join(titles[name] for name in parts if parts[name] == part) for part in parts.values()}
+    return {f"target of {name}": part for part, name in names.items()}
 
 
 def _part(after: float, before: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from effp_fx.train.recipe import Recipe
 
 Batches = Iterable[tuple[Sequence[Tensor], Sequence[Mapping[str, Any]]]]
 """Images [3, height, width] in 0 to 1, and targets with `boxes` and `labels`, as torchvision's detectors take them."""
+
+_OWN_SCRIPT = "train it in its own script, with effp_fx.Session(model, optimizer, total_steps)"
 
 
 class Loop:
@@ -41,6 +44,7 @@ class Loop:
         amp: bool = False,
     ) -> None:
         self.model, self.optimizer, self.recipe, self.total_steps = model, optimizer, recipe, total_steps
+        check_takes_targets(model)
         self.average, self.amp = average, amp
         # To look for a fault is the work of one process: DistributedDataParallel would wait for the others.
         self._bare = unwrapped(model)
@@ -87,6 +91,19 @@ class Loop:
         return values
 
 
+def check_takes_targets(model: nn.Module) -> None:
+    """Raise TrainingError for a model that cannot be called as `model(images, targets)`: not a detector of this kind."""
+    try:
+        inspect.signature(unwrapped(model).forward).bind([], [])
+    except TypeError as error:
+        raise TrainingError(
+            "the model takes no targets in training",
+            seen=f"{type(unwrapped(model)).__name__}.forward: {error}",
+            expected="model(images, targets), as torchvision's detectors are called",
+            mend=_OWN_SCRIPT,
+        ) from error
+
+
 def moving_average(model: nn.Module, decay: float) -> AveragedModel:
     """A moving average of parameters and statistics; young, it forgets faster: it keeps min(decay, (1 + n) / (10 + n)).
 
@@ -117,5 +134,5 @@ def _losses(outputs: Any, model: nn.Module) -> dict[str, Tensor]:
         "the model returns no losses in training",
         seen=f"{type(outputs).__name__} from {type(model).__name__}",
         expected="a dict of scalars from model(images, targets), as torchvision's detectors return",
-        mend="train it in its own script, with effp_fx.Session(model, optimizer, total_steps)",
+        mend=_OWN_SCRIPT,
     )

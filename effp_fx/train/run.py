@@ -221,7 +221,9 @@ class Run:
         )
 
     def _end_epoch(self, epoch: int) -> None:
-        self.ranks.share_buffers(self.model)
+        for network in (self.model, self.loop.average):
+            if network is not None:
+                self.ranks.share_buffers(network)
         due = (epoch + 1) % self.task.judge_every == 0 or epoch + 1 == self.task.recipe.epochs
         scores = self._judged() if due else None
         session = self.session

@@ -17,6 +17,7 @@ from effp_fx.data import DetectionDataset, Target, Transform
 from effp_fx.data.problems import OnError
 from effp_fx.errors import TrainingError
 from effp_fx.inputs import Example
+from effp_fx.train.loop import check_takes_targets
 from effp_fx.train.ranks import Ranks
 from effp_fx.train.recipe import Recipe
 from effp_fx.train.starting_weights import load_weights
@@ -119,6 +120,7 @@ def prepare(task: Task, ranks: Ranks) -> Course:
     spec = with_classes(task.model, len(trained_on.classes))
     torch.manual_seed(task.seed)
     built = models.build(spec)
+    check_takes_targets(built.model)
     if task.weights is not None:
         load_weights(built.model, task.weights)
     trained_on.transforms = AUGMENTATIONS[task.augment](own_size(built.model))
