@@ -156,7 +156,7 @@ def page(facts: dict[str, str], rows: dict[str, dict[str, Any]]) -> str:
             whole = f"{row['plain']['whole']:.0f} and {row['session']['whole']:.0f}"
             ratio = f"{session / plain:.3f}"
             memories.append(f"| `{spec}` | {many} | {plain:.0f} | {session:.0f} | {ratio} | {whole} |")
-    about = (__doc__ or "").split("\n\n")[2].replace("\n", " ")
+    about = (__doc__ or "").split("\n\n")[2].strip().replace("\n", " ")
     note = (
         "Ratio: the median, over the pairs, of the session's step over the plain one beside it. Hooks: the CPU time of"
         " the session's hooks by themselves, as a part of a plain step; it is all that a session adds, for the model"
