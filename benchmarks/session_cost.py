@@ -26,8 +26,8 @@ import effp_fx
 from benchmarks import isolated, machine
 from benchmarks.session_subject import Samples, Subject, scenes, subject
 
-SPECS = {"ultralytics:yolov8n.yaml": (160, 8, 8), "effp:ssd300_vgg16_bn": (300, 2, 4)}
-"""Model spec -> side of the images in pixels, images a batch for time, and for memory."""
+SPECS = {"ultralytics:yolov8n.yaml": ((160, 8), (320, 8)), "effp:ssd300_vgg16_bn": ((300, 2), (300, 4))}
+"""Model spec -> side of the images in pixels and images a batch, for time and for memory."""
 PHASES = ("before the first update", "between updates", "mask fixed")
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -81,7 +81,7 @@ class Runner:
 
 def times(spec: str, pairs: int) -> dict[str, Any]:
     """Medians in each phase: of plain steps, of the ratio of the two, of the hooks; and of the hooks at an update."""
-    size, batch, _ = SPECS[spec]
+    size, batch = SPECS[spec][0]
     samples = drawn(size, batch)
     plain = Runner(spec, size, samples)
     # A third of the steps in each phase, the first of each left out of the medians; the two updates lie between.
@@ -113,7 +113,7 @@ def times(spec: str, pairs: int) -> dict[str, Any]:
 
 def memory(spec: str, with_session: bool) -> dict[str, float]:
     """MiB: resident before there is a model, most of it while training, and most of it in all."""
-    size, _, batch = SPECS[spec]
+    size, batch = SPECS[spec][1]
     base = resident("VmRSS")
     runner = Runner(spec, size, drawn(size, batch), steps=3 if with_session else 0, updates=1)
     whole = isolated.peak_mebibytes()
@@ -141,9 +141,12 @@ def page(facts: dict[str, str], rows: dict[str, dict[str, Any]]) -> str:
     head = "| detector | input | batch | plain step, s | " + " | ".join(f"{phase}: ratio | hooks" for phase in PHASES)
     head += " | an update, s |"
     lines = [head, "| --- |" + " --: |" * (head.count("|") - 2)]
-    memories = ["| detector | batch | plain, MiB | session, MiB | ratio | with set-up, MiB |", "| --- |" + " --: |" * 5]
+    memories = [
+        "| detector | input | batch | plain, MiB | session, MiB | ratio | with set-up, MiB |",
+        "| --- |" + " --: |" * 6,
+    ]
     for spec, row in rows.items():
-        size, batch, many = SPECS[spec]
+        (size, batch), (side, many) = SPECS[spec]
         if "time" in row and "phases" in row["time"]:
             found = row["time"]
             cells = [f"`{spec}`", str(size), str(batch), f"{found['plain']:.2f}"]
@@ -155,8 +158,8 @@ def page(facts: dict[str, str], rows: dict[str, dict[str, Any]]) -> str:
             plain, session = (row[kind]["training"] - row[kind]["base"] for kind in ("plain", "session"))
             whole = f"{row['plain']['whole']:.0f} and {row['session']['whole']:.0f}"
             ratio = f"{session / plain:.3f}"
-            memories.append(f"| `{spec}` | {many} | {plain:.0f} | {session:.0f} | {ratio} | {whole} |")
-    about = (__doc__ or "").split("\n\n")[2].replace("\n", " ")
+            memories.append(f"| `{spec}` | {side} | {many} | {plain:.0f} | {session:.0f} | {ratio} | {whole} |")
+    about = (__doc__ or "").split("\n\n")[2].strip().replace("\n", " ")
     note = (
         "Ratio: the median, over the pairs, of the session's step over the plain one beside it. Hooks: the CPU time of"
         " the session's hooks by themselves, as a part of a plain step; it is all that a session adds, for the model"

@@ -171,7 +171,7 @@ def page(facts: dict[str, str], rows: dict[str, dict[str, Any]]) -> str:
             *(f"{value:.6f}" for value in row["map"]),
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    about = (__doc__ or "").split("\n\n")[2].replace("\n", " ")
+    about = (__doc__ or "").split("\n\n")[2].strip().replace("\n", " ")
     note = (
         "Both targets are 0.5. Unused: what is left below a target over what the costliest channel that is off would"
         " cost; below 1 means that the target is met within one channel. Off but not zero: parameters of channels that"

@@ -280,6 +280,10 @@ def test_targets_that_contradict_each_other_are_refused_with_what_could_be() -> 
     ) as caught:
         search(analysis, np.ones(64), costs, targets)
     assert "leave params out, or set it to at most 0.195" in str(caught.value)
+    keep = search(analysis, np.ones(64), costs, targets, closely=False)  # or only held to, as a session that runs
+    assert all(costs[name](keep) <= target for name, target in targets.items())
+    for more in blocks_added(analysis, keep, np.ones(64), 1):
+        assert costs["flops"](more) > targets["flops"]
 
 
 def test_a_target_at_the_dense_cost_does_not_bind() -> None:

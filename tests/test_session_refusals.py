@@ -75,6 +75,14 @@ def test_refused_before_anything_is_touched(
         assert not optimizer.state
 
 
+def test_a_model_of_which_nothing_can_go() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 5, 1))
+    with untouched(model), pytest.raises(SessionError) as caught:
+        attached(model, sgd(model), target_flops=1.0, target_params=None)
+    assert "nothing of this model can be pruned" in str(caught.value)
+    assert "seen: no channel that may go: 0.weight" in str(caught.value)
+
+
 def test_an_option_that_there_is_not() -> None:
     model = net()
     with pytest.raises(TypeError, match="tresh"):

@@ -77,6 +77,12 @@ def check_alone(optimizer: torch.optim.Optimizer, kind: type) -> None:
         )
 
 
+def skipped(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a GradScaler has told a fused optimizer to do nothing; the others are not called at all then."""
+    found = getattr(optimizer, "found_inf", None)
+    return found is not None and bool(found)
+
+
 def moved_by(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> frozenset[str]:
     """The names of what the optimizer moves."""
     moved = {id(value) for group in optimizer.param_groups for value in group["params"]}

@@ -10,7 +10,7 @@ from torch import nn
 
 from effp_fx import importance, lowering, models, tracing
 from effp_fx.capture import without_history
-from effp_fx.errors import CaptureError
+from effp_fx.errors import CaptureError, SessionError
 from effp_fx.groups import Analysis, Keep
 from effp_fx.inputs import Example
 from effp_fx.subject import examples_for
@@ -29,7 +29,8 @@ def rehearse(
     The copy has random values: the zeros and ones of a fresh network would hide mistakes, and a resumed run must come
     to the same channels whatever its weights are by then.
 
-    Raises whatever tracing, the search for a plan and the verification raise, before a step of training is spent.
+    Raises whatever tracing, the search for a plan and the verification raise, before a step of training is spent, and
+    SessionError where there is nothing to prune.
     """
     example, train_example = examples_for(network, example_inputs)
 
@@ -47,6 +48,13 @@ def rehearse(
         return lowering.choose(analysis, targets, importance.score(analysis, found.model, "gamma"))
 
     lowering.plan_and_verify(found, mask, progress)
+    if not found.analysis.channels:
+        raise SessionError(
+            "nothing of this model can be pruned",
+            where=type(network).__name__,
+            seen="no channel that may go" + (f": {found.analysis.frozen[0]}" if found.analysis.frozen else ""),
+            mend="effp_fx.trace(model) shows what stays, and why",
+        )
     return found
 
 

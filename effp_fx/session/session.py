@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,8 @@ class Session:
             importances.score(self.analysis, self._network, self.options.importance)
         self._moved = checks.moved_by(self._optimizer, self._tensors)
         self._pressure = prepared(traced.analysis, self._costs, self.targets, self._tensors, self.options)
+        del traced
+        gc.collect()  # graphs are cycles, and hold the copies of the model that were tried on
         self._holder = Holder(self.analysis, self._tensors)
         self._ranking = Ranking(self.analysis)
         self.step = 0
@@ -217,7 +220,7 @@ class Session:
                 seen=f"a step after the last of {self.schedule.total_steps}",
                 mend="small = session.compact(); or session.close() and train on; or a larger total_steps",
             )
-        if self._skipped():
+        if checks.skipped(self._optimizer):
             return None
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
@@ -238,13 +241,8 @@ class Session:
             self._pressure.refer_to_groups(self.analysis)
         self._pressure.press(getattr(self._optimizer, "grad_scale", None), self.step, silent=self.frozen)
 
-    def _skipped(self) -> bool:
-        """Whether a GradScaler has told a fused optimizer to do nothing; the others are not called at all then."""
-        found = getattr(self._optimizer, "found_inf", None)
-        return found is not None and bool(found)
-
     def _after_step(self, *_: Any) -> None:
-        if self._skipped():
+        if checks.skipped(self._optimizer):
             return
         self.step += 1
         self._holder.zero()
