@@ -65,8 +65,7 @@ def find(capture: Capture, example: Example, detection: Detection) -> DecodedPar
     wanted = [node for nodes, _ in cut for node in nodes]
     replay = Replay(module, facts, selected, wanted)
     images = [
-        _image(replay, [nodes[at] for nodes, _ in cut], [field for _, field in cut])
-        for at in range(len(cut[0][0]))
+        _image(replay, [nodes[at] for nodes, _ in cut], [field for _, field in cut]) for at in range(len(cut[0][0]))
     ]
     made = [_arranged(replay, image, detection) for image in images]
     boxes, scores = (_stacked(replay, [pair[at] for pair, _ in made]) for at in (0, 1))
@@ -270,5 +269,7 @@ def _levels(boxes: fx.Node) -> tuple[int, ...]:
         sizes = tuple(graph.info(part).shape[-2] for part in parts if len(graph.info(part).shape) > 1)
         if graph.op_name(node) == "aten.cat" and len(sizes) > 1 and sum(sizes) == total:
             return sizes
-        node = next((item for item in node.all_input_nodes if any(total in it.shape for it in graph.infos(item) if it)), None)
+        node = next(
+            (item for item in node.all_input_nodes if any(total in it.shape for it in graph.infos(item) if it)), None
+        )
     return (total,)

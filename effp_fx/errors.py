@@ -86,3 +86,7 @@ class RegistrationError(EffpError):
 
 class ModelNameError(EffpError):
     """A model's name, such as "torchvision:ssd300_vgg16", is not known or could not be built."""
+
+
+class DataError(EffpError):
+    """A data set cannot be read, or one of its files is not what it should be; `where` names the file and its line."""

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from effp_fx.cli import bench, check, compact, demo, export, latency, prune, trace
+from effp_fx.cli import bench, check, compact, data, demo, export, latency, prune, trace
 from effp_fx.errors import EffpError
 from effp_fx.plan import package_version
 
@@ -39,6 +39,7 @@ for _command in (
     demo.demo,
 ):
     app.command()(_command)
+app.add_typer(data.app)
 
 
 def _print_version(wanted: bool) -> None:

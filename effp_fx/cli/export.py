@@ -19,6 +19,8 @@ from effp_fx.cli.arguments import (
     print_json,
 )
 from effp_fx.cli.handoff import BundleOptions, Calibration, Classes, Samples, Tar, Target
+from effp_fx.cli.int8 import Data, Int8, Method, Split
+from effp_fx.cli.int8 import options as int8_options
 from effp_fx.cli.outputs import OnnxOptions, folder
 
 Output = Annotated[
@@ -26,6 +28,15 @@ Output = Annotated[
 ]
 Opset = Annotated[
     int | None, typer.Option("--opset", help="ONNX opset; 17 where none is given, which TensorRT 8 reads rightly.")
+]
+
+Part = Annotated[
+    str | None,
+    typer.Option(
+        "--part",
+        metavar="PART",
+        help="network (up to the raw heads), decoded (boxes and scores of every anchor) or full (detections).",
+    ),
 ]
 
 
@@ -37,6 +48,11 @@ def export(
     classes: Classes = None,
     samples: Samples = None,
     calibration: Calibration = None,
+    part: Part = None,
+    int8: Int8 = None,
+    data: Data = None,
+    split: Split = "val",
+    calibrate: Method = "entropy",
     opset: Opset = None,
     dynamic_batch: DynamicBatch = False,
     shape: Input = None,
@@ -52,6 +68,9 @@ def export(
         bundle = BundleOptions(target, tar, classes, samples, calibration, opset, dynamic_batch)
     elif tar or classes or samples or calibration:
         raise typer.BadParameter("--tar, --classes, --samples and --calibration belong to --target")
+    quantise = int8_options(int8, data, split, calibrate)
+    if bundle is not None and (part or quantise):
+        raise typer.BadParameter("--part and --int8 do not go with --target, which chooses by itself")
     folder(output.parent)
     with report.progress() as step:
         step(f"build {model}")
@@ -59,10 +78,16 @@ def export(
         if bundle is not None:
             bundle.write(opened, output, step, json)
             return
-        found = OnnxOptions(opset or 17, dynamic_batch).export(opened.model, output, opened.example, step)
+        # Boxes and scores can be judged, raw heads cannot: a network that is quantised is written decoded.
+        onnx = OnnxOptions(opset or 17, dynamic_batch, part or ("decoded" if quantise else "network"))
+        found = onnx.export(opened.model, output, opened.example, step)
+        small = quantise.write(opened.model, found, step) if quantise else None
     if json:
-        print_json(report.export_json(found))
+        print_json(report.export_json(found) | ({"int8": report.int8_json(small)} if small else {}))
         return
     report.show(report.export_table(found))
+    if small is not None:
+        typer.echo()
+        report.show(report.int8_table(small))
     typer.echo()
-    report.show(report.file_list({"ONNX": output}))
+    report.show(report.file_list({"ONNX": output} | ({"INT8": small.path} if small else {})))

@@ -31,13 +31,22 @@ class OnnxOptions:
 
     opset: int = 17
     dynamic_batch: bool = False
+    part: str = "network"
 
     def export(self, model: nn.Module, path: Path, example: Example | None, step: Step) -> ExportReport:
         """Write the ONNX file; returns the exporter's report."""
         # onnx takes a while to import, and most commands do without it.
         from effp_fx.export import export_onnx
 
-        return export_onnx(model, path, example, opset=self.opset, dynamic_batch=self.dynamic_batch, progress=step)
+        return export_onnx(
+            model,
+            path,
+            example,
+            part=self.part,
+            opset=self.opset,
+            dynamic_batch=self.dynamic_batch,
+            progress=step,
+        )
 
 
 @dataclass(frozen=True)

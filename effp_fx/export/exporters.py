@@ -1,7 +1,8 @@
 """Torch's two ONNX exporters behind one call, chosen by opset, with the noise they make kept away from the user.
 
 The exporter built on torch.export writes opset 18 and later only: asked for less it stays at 18, or stamps 17 on a file
-that holds ops of 18. The older TorchScript exporter serves what is below.
+that holds ops of 18. The older TorchScript exporter serves what is below; where it fails, the other one's file of opset
+18 is restated in the older opset by `lower_opset`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor, fx
 
 from effp_fx.capture import undisturbed
 from effp_fx.errors import ExportError
+from effp_fx.export import lower_opset
 
 FIRST, SWITCH, LAST = 13, 18, 23
 """The lowest opset that is written, the first that is written by way of torch.export, and the highest."""
@@ -59,6 +61,8 @@ def write(module: fx.GraphModule, inputs: Sequence[Tensor], path: Path, opset: i
             else:
                 _by_torchscript(module, inputs, path, opset, signature)
     except Exception as error:  # exporters let out whatever their rules for single ops raise
+        if opset < SWITCH and _by_lowering(module, inputs, path, opset, signature):
+            return
         raise ExportError(
             f"the network cannot be written in ONNX opset {opset}",
             seen=f"{type(error).__name__}: {_first_lines(error)}",
@@ -104,6 +108,18 @@ def _by_torch_export(
     if program is None:
         raise ExportError("the exporter returned nothing")
     program.save(str(path))
+
+
+def _by_lowering(module: fx.GraphModule, inputs: Sequence[Tensor], path: Path, opset: int, names: Signature) -> bool:
+    """By way of the other exporter: opset 18, restated in the older one. Says whether that went well."""
+    try:
+        with quiet(), undisturbed(), torch.no_grad():
+            _by_torch_export(module, inputs, path, SWITCH, names)
+            onnx.save(lower_opset.lowered(onnx.load(str(path)), opset), str(path))
+            onnx.checker.check_model(str(path), full_check=True)
+    except Exception:  # the first exporter's error is the one to show
+        return False
+    return True
 
 
 def opset_of(model: onnx.ModelProto) -> int:

@@ -80,7 +80,7 @@ def detection_of(model: nn.Module, given: Detection | None, part: str) -> Detect
         raise ExportError(
             f'part="{part}" needs to know which outputs are boxes and scores',
             seen=f"a {type(model).__name__}, of which no family says it",
-            mend="detection=effp_fx.models.Detection(boxes=Field(...), scores=Field(...), ...), or part=\"network\"",
+            mend='detection=effp_fx.models.Detection(boxes=Field(...), scores=Field(...), ...), or part="network"',
         )
     return detection
 

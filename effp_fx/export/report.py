@@ -52,7 +52,7 @@ class Decoding:
     levels: tuple[int, ...]
     """Anchors on each level of the pyramid."""
     suppression: str | None = None
-    """The op that suppresses in the file: "NonMaxSuppression", "EfficientNMS_TRT"; None: it is outside, or not needed."""
+    """The op that suppresses in the file, "NonMaxSuppression" or "EfficientNMS_TRT"; None: outside, or not needed."""
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,9 @@ def select(boxes: Tensor, scores: Tensor, decoding: Decoding) -> list[Detections
         if decoding.iou_threshold is None:
             order = values.argsort(descending=True, stable=True)
         else:
-            order = batched_nms(box[anchor], values, column, decoding.iou_threshold)
+            kept = box[anchor]
+            # torchvision keeps classes apart by an offset that takes coordinates for positive.
+            order = batched_nms(kept - kept.min() if len(kept) else kept, values, column, decoding.iou_threshold)
         order = order[: decoding.max_detections]
         found.append(Detections(box[anchor[order]], values[order], labels[column[order]]))
     return found

@@ -45,7 +45,7 @@ class Detection:
     candidates: int | None = None
     """How many of the best enter suppression; None: all."""
     candidates_per: str = "image"
-    """What `candidates` are counted in: "class", "level" (of the pyramid), "image"; with "anchor" those enter whose best
-    class scores highest."""
+    """What `candidates` are counted in: "class", "level" (of the pyramid), "image"; with "anchor" those anchors enter
+    whose best class scores highest."""
     best_class_only: bool = False
     """Whether a box stands for its best class alone."""

@@ -70,7 +70,7 @@ class TorchvisionAdapter(Adapter):
         """Return one image: a list for detectors, of the size that their own transform resizes to."""
         like = reference_tensor(model)
         if _is_detector(model):
-            return Example(([random_input((3, *_detector_size(model)), like=like)],))
+            return detector_example(model)
         if is_from(model, "torchvision.models.optical_flow"):  # two frames; the pyramid needs 128 pixels
             return Example(tuple(random_input((1, 3, 128, 128), like=like, seed=frame) for frame in range(2)))
         return Example((random_input(_shape(model, batch=1), like=like),))
@@ -79,34 +79,57 @@ class TorchvisionAdapter(Adapter):
         """Return two samples, since batch norm over 1x1 maps needs more than one; detectors get two boxes each."""
         like = reference_tensor(model)
         if _is_detector(model):
-            size = _detector_size(model)
-            images = [random_input((3, *size), like=like, seed=seed) for seed in range(2)]
-            return Example((images, [_target(model, size, like) for _ in images]))
+            return detector_train_example(model)
         if is_from(model, "torchvision.models.optical_flow"):
             return None
         return Example((random_input(_shape(model, batch=2), like=like),))
 
     def detection(self, model: nn.Module) -> Detection | None:
         """Say how one-stage detectors, and the heads of two-stage ones, give boxes, scores and labels."""
-        if not _is_detector(model):
-            return None
-        heads: Any = getattr(model, "roi_heads", model)
-        return Detection(
-            boxes=Field("boxes"),
-            scores=Field("scores"),
-            labels=Field("labels"),
-            iou_threshold=float(heads.nms_thresh),
-            score_threshold=float(heads.score_thresh),
-            max_detections=int(heads.detections_per_img),
-            candidates=int(heads.topk_candidates) if hasattr(heads, "topk_candidates") else None,
-            candidates_per="class" if is_from(model, "torchvision.models.detection.ssd") else "level",
-        )
+        return detector_meaning(model, "level") if _is_detector(model) else None
 
     def let_all_pass(self, model: nn.Module) -> None:
         """Let every score pass the threshold."""
         if _is_detector(model):
-            heads: Any = getattr(model, "roi_heads", model)
-            heads.score_thresh = -1.0
+            let_scores_pass(model)
+
+
+def detector_meaning(model: nn.Module, candidates_per: str) -> Detection:
+    """Say how the output of a detector with torchvision's interface is read, and under which thresholds it came.
+
+    Args:
+        model: the detector.
+        candidates_per: what `topk_candidates` counts in, where the detector is no SSD, which counts in each class.
+    """
+    heads: Any = getattr(model, "roi_heads", model)
+    return Detection(
+        boxes=Field("boxes"),
+        scores=Field("scores"),
+        labels=Field("labels"),
+        iou_threshold=float(heads.nms_thresh),
+        score_threshold=float(heads.score_thresh),
+        max_detections=int(heads.detections_per_img),
+        candidates=int(heads.topk_candidates) if hasattr(heads, "topk_candidates") else None,
+        candidates_per="class" if is_from(model, "torchvision.models.detection.ssd") else candidates_per,
+    )
+
+
+def let_scores_pass(model: nn.Module) -> None:
+    """Lower the threshold of a detector with torchvision's interface below every score."""
+    heads: Any = getattr(model, "roi_heads", model)
+    heads.score_thresh = -1.0
+
+
+def detector_example(model: nn.Module) -> Example:
+    """Return one image, in a list, of the size to which the ``transform`` of the detector resizes."""
+    return Example(([random_input((3, *_detector_size(model)), like=reference_tensor(model))],))
+
+
+def detector_train_example(model: nn.Module) -> Example:
+    """Return two images of that size, and targets of two boxes for each."""
+    like, size = reference_tensor(model), _detector_size(model)
+    images = [random_input((3, *size), like=like, seed=seed) for seed in range(2)]
+    return Example((images, [_target(model, size, like) for _ in images]))
 
 
 def freeze_batch_norm(model: nn.Module, name: str = "model") -> None:

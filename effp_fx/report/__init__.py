@@ -1,8 +1,10 @@
 """Reports: what a trace, a pruning and an export found, as tables for people and as JSON for programs."""
 
 from effp_fx.report.bench_report import bench_json, bench_table, latency_json, latency_table
+from effp_fx.report.data_report import data_json, data_table
 from effp_fx.report.group_page import check_suffix, write_graph
 from effp_fx.report.handoff_report import handoff_json, handoff_table
+from effp_fx.report.int8_report import int8_json, int8_table
 from effp_fx.report.prune_report import (
     export_json,
     export_table,
@@ -24,9 +26,13 @@ __all__ = [
     "check_json",
     "check_suffix",
     "check_table",
+    "data_json",
+    "data_table",
     "export_json",
     "export_table",
     "file_list",
+    "int8_json",
+    "int8_table",
     "handoff_json",
     "handoff_table",
     "latency_json",

@@ -25,8 +25,8 @@ from effp_fx.select_all.values import Known, Refusal, Rows, Value, new_sizes, on
 _RESHAPES = {"view", "reshape", "_unsafe_view", "expand", "broadcast_to"}
 _MOVES = {
     "view", "reshape", "_unsafe_view", "flatten", "unflatten", "permute", "transpose", "t", "movedim", "squeeze",
-    "unsqueeze", "contiguous", "stack", "cat", "concat", "detach", "alias", "clone", "select", "slice", "narrow", "split",
-    "split_with_sizes", "chunk", "unbind", "expand", "repeat",
+    "unsqueeze", "contiguous", "stack", "cat", "concat", "detach", "alias", "clone", "select", "slice", "narrow",
+    "split", "split_with_sizes", "chunk", "unbind", "expand", "repeat",
 }  # fmt: skip
 _REDUCES = {
     "softmax", "log_softmax", "amax", "amin", "max", "min", "sum", "mean", "prod", "argmax", "argmin",
@@ -204,7 +204,7 @@ class Replay:
             found: Any = node.target(*args, **kwargs)  # type: ignore[operator]  # an op
             return [Known(part) for part in found] if isinstance(found, (list, tuple)) else Known(found)
         values = {source: self.value(source) for source in sources}
-        if name in ("cat", "concat") and (made := joined(self, node, values)) is not None:
+        if name in ("cat", "concat") and (made := joined(self.add, node, values)) is not None:
             return made
         return self._write(node, name, values)
 
@@ -217,9 +217,7 @@ class Replay:
             return self._emit(node, {source: _compact(self, value) for source, value in values.items()}, later, dims)
         return self._emit(node, {source: self.rows(value) for source, value in values.items()}, None, [])
 
-    def _check(
-        self, node: fx.Node, name: str, shapes: dict[fx.Node, TensorInfo], whole: list[TensorInfo]
-    ) -> None:
+    def _check(self, node: fx.Node, name: str, shapes: dict[fx.Node, TensorInfo], whole: list[TensorInfo]) -> None:
         """Refuse what is not known to treat each row alike."""
         row = ops.find(node)
         if name in _MOVES:
@@ -244,7 +242,9 @@ class Replay:
             value.dim - len(value.shape) == place and torch.equal(_index_of(value), _index_of(first)) for value in late
         )
         touched = [
-            value for value in values.values() if value not in late and len(value.whole) >= -place and value.whole[place] > 1
+            value
+            for value in values.values()
+            if value not in late and len(value.whole) >= -place and value.whole[place] > 1
         ]
         if not same or touched or first.shape[first.dim] == first.whole[first.dim]:
             return None
@@ -262,7 +262,9 @@ class Replay:
             dims.append(differ[0])
         return dims
 
-    def _emit(self, node: fx.Node, rows: dict[fx.Node, Rows], later: Rows | None, dims: list[int]) -> Value | list[Value]:
+    def _emit(
+        self, node: fx.Node, rows: dict[fx.Node, Rows], later: Rows | None, dims: list[int]
+    ) -> Value | list[Value]:
         shapes = {value.node: TensorInfo(value.shape, value.dtype) for value in rows.values()}
         args, kwargs = fx.map_arg(
             (self._sized(node, node.args, late=later is not None), node.kwargs), lambda item: rows[item].node

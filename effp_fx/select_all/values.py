@@ -1,4 +1,4 @@
-"""What a value of the replay is: a tensor of the new graph, maybe with a gathering put off, or a number that is known."""
+"""What a value of the replay is: a tensor of the new graph, maybe with a gathering put off, or known numbers."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ Given = str | os.PathLike[str] | Iterable[Any] | None
 def drawn(seed: int, height: int = 360, width: int = 480) -> Picture:
     """A gradient with some rectangles and ellipses, the same for the same seed."""
     random = np.random.default_rng(seed)
-    down, across = np.mgrid[0:1:complex(height), 0:1:complex(width)]
+    down, across = np.mgrid[0 : 1 : complex(height), 0 : 1 : complex(width)]
     corners = random.uniform(60, 200, (3, 3))
     canvas = corners[0] + down[..., None] * (corners[1] - corners[0]) + across[..., None] * (corners[2] - corners[0])
     for number in range(7):
