@@ -30,7 +30,7 @@ def scenes(
     test_images: Annotated[int | None, typer.Option(help="To test on; as many as to validate on if not given.")] = None,
     size: Annotated[int, typer.Option(help="Side of the images, pixels.")] = 128,
     seed: Annotated[int, typer.Option(help="Another seed, another set; the same one, the same bytes.")] = 0,
-    difficulty: Annotated[float, typer.Option(min=0, max=1, help="0 is clean, 1 as hard as it gets.")] = 0.5,
+    difficulty: Annotated[float, typer.Option(min=0, max=1, help="0 is clean, 1 as hard as it gets.")] = 0.2,
     clutter: Part = None,
     occlusion: Part = None,
     noise: Part = None,

@@ -48,7 +48,7 @@ def write_scenes(
     test_images: int | None = None,
     size: int = 128,
     seed: int = 0,
-    difficulty: float | Difficulty = 0.5,
+    difficulty: float | Difficulty = 0.2,
     smallest: int | None = None,
     most: int = 4,
     layout: Layout = "voc",
