@@ -20,7 +20,7 @@ from effp_fx.channel_ids import Reason
 from effp_fx.groups import Analysis, ChannelGroup, Channels, Graph, Keep, kept_flags
 from effp_fx.inputs import Example
 from effp_fx.plan import from_keep
-from effp_fx.recorder import Attempt
+from effp_fx.watcher import OpKey, Step
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Mismatch:
 
     node: fx.Node
     position: int
-    attempt: Attempt | None
+    last: Step | None
     sizes: tuple[tuple[int, int, Channels], ...]
     """(dense size, expected size, channels) of the dimensions around the op that should have changed."""
     text: str
@@ -57,7 +57,7 @@ class Mismatch:
 
     def reason(self) -> Reason:
         """Why these channels are frozen."""
-        source = self.attempt.source if self.attempt and self.attempt.source else self.node.meta.get("source", "")
+        source = self.last.source if self.last and self.last.source else self.node.meta.get("source", "")
         return Reason(
             f"a size is written in Python: {self.text}",
             graph.op_name(self.node),
@@ -112,10 +112,10 @@ def run(
     follower = Follower(part, keep, stop)
     recording = replay(small, example, follower.watch, train=part.capture.train)
     if follower.found is not None:
-        return follower.mismatch(follower.found, recording.attempt)
+        return follower.mismatch(follower.found, recording.last)
     if isinstance(recording.error, _EnoughSeen) or follower.loose or follower.position > follower.last:
         return None
-    return follower.mismatch(follower.position, recording.attempt, recording.error)
+    return follower.mismatch(follower.position, recording.last, recording.error)
 
 
 def responsible(
@@ -155,6 +155,7 @@ class Follower:
         self.keep = keep
         self._counts: dict[int, int] = {}
         self.nodes = [node for node in part.capture.graph_module.graph.nodes if is_op(node)]
+        self.keys = [op_key(node) for node in self.nodes]
         self.lively = [any(True for _ in self._changes(node)) for node in self.nodes]
         until = len(self.nodes) if stop is None else stop + 1
         self.last = max((index for index, lively in enumerate(self.lively[:until]) if lively), default=-1)
@@ -163,22 +164,22 @@ class Follower:
         self.loose = False
         """Whether a value without channels had another shape than in the captured run: sizes that depend on values."""
 
-    def watch(self, node: fx.Node, outputs: list[Tensor], _inputs: list[Tensor]) -> None:
+    def watch(self, step: Step, outputs: list[Tensor], _inputs: list[Tensor]) -> None:
         """Compare one op's results with what the analysis expects of them."""
         if self.position > self.last:
             raise _EnoughSeen
-        if self.align(node) is None:
+        if self.align(step) is None:
             return
         expected = self.nodes[self.position]
         for output, tensor in enumerate(outputs):
             self._compare(expected, output, tensor)
         self.position += 1
 
-    def align(self, node: fx.Node) -> tuple[int, fx.Node] | None:
+    def align(self, step: Step) -> tuple[int, fx.Node] | None:
         """The captured op that this one repeats. Ops without channels may be missing here (a model caches what it
         computed in its first run) or be new here (a loop over what was found)."""
         for position in range(self.position, len(self.nodes)):
-            if op_key(self.nodes[position]) == op_key(node):
+            if self.keys[position] == step.key:
                 self.position = position
                 return position, self.nodes[position]
             if self.lively[position]:
@@ -200,7 +201,7 @@ class Follower:
                     raise _EnoughSeen
                 self.loose = True
 
-    def mismatch(self, position: int, attempt: Attempt | None, error: Exception | None = None) -> Mismatch:
+    def mismatch(self, position: int, last: Step | None, error: Exception | None = None) -> Mismatch:
         """Describe what went wrong at an op, or between the last op and this one."""
         node = self.nodes[min(position, len(self.nodes) - 1)]
         sizes = {(old, new): channels for old, new, channels in self._changes(node)}
@@ -212,7 +213,7 @@ class Follower:
             else "the trial took another shape"
         )
         listed = tuple((old, new, channels) for (old, new), channels in sizes.items())
-        return Mismatch(node, position, attempt, listed, text[:160])
+        return Mismatch(node, position, last, listed, text[:160])
 
     def _left(self, channels: Channels) -> int:
         if id(channels) not in self._counts:
@@ -232,7 +233,7 @@ class Follower:
                         yield len(channels), kept, channels
 
 
-def op_key(node: fx.Node) -> tuple[Any, str, str]:
+def op_key(node: fx.Node) -> OpKey:
     """What is the same for an op in every run of a model."""
     return node.target, node.meta.get("module", ""), node.meta.get("source", "")
 
