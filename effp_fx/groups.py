@@ -93,6 +93,8 @@ class Graph:
     capture: Capture
     dims: dict[fx.Node, list[dict[int, Channels]]]
     """For each node and output: dimension -> channels, dimensions without channels left out."""
+    novel: bool = True
+    """Whether it does anything to channels that no graph before it does at the same place, to the same channels."""
 
 
 @dataclass(frozen=True)

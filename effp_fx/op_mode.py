@@ -35,8 +35,8 @@ class OpMode(SchemaCheckMode):
 
 
 def called(func: Any, args: Any, kwargs: Any) -> Any:
-    """The result of an op, without the Python dispatcher: that brings ops to the mode, and takes its time again at every
-    key that lies below."""
+    """The result of an op, without the Python dispatcher: it brings ops to the mode, and would take its time again at
+    every key that lies below."""
     with no_python_dispatcher():
         return func(*args, **kwargs)
 
