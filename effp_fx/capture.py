@@ -146,15 +146,19 @@ def _failed(model: nn.Module, example: Example, error: Exception) -> CaptureErro
     )
 
 
-def replay(model: nn.Module, example: Example, watch: Watch, *, train: bool = False) -> Recording:
+def replay(
+    model: nn.Module, example: Example, watch: Watch, *, train: bool = False, shapes_only: bool = False
+) -> Recording:
     """Run a model that belongs to the caller for what `watch` sees of its ops; it may be changed by running.
+
+    With `shapes_only` large products are not computed, see `Watcher`.
 
     An error in the run is returned, not raised.
     """
     model.train(train)
     with undisturbed():
         torch.manual_seed(0)
-        watcher = Watcher(_site(model), watch)
+        watcher = Watcher(_site(model), watch, shapes_only=shapes_only)
         try:
             output = run_recorded(watcher, model, example)
         except Exception as error:  # the user's forward may raise anything

@@ -15,11 +15,11 @@ import numpy as np
 from torch import Tensor, fx, nn
 
 from effp_fx import binding, graph
-from effp_fx.capture import replay
+from effp_fx.capture import Recording, replay
 from effp_fx.channel_ids import Reason
 from effp_fx.groups import Analysis, ChannelGroup, Channels, Graph, Keep, kept_flags
 from effp_fx.inputs import Example
-from effp_fx.plan import from_keep
+from effp_fx.plan import Plan, from_keep
 from effp_fx.watcher import OpKey, Step
 
 
@@ -105,17 +105,29 @@ def run(
     keep: Keep,
     stop: int | None = None,
 ) -> Mismatch | None:
-    """Lower a trial copy and run it against the captured graph. None: every op (up to `stop`) was as expected."""
+    """Lower a trial copy and run it against the captured graph. None: every op (up to `stop`) was as expected.
+
+    The first run computes no large products. It is believed where all shapes were as expected to the last; else values
+    may have had a part in it, and a run with all of them decides.
+    """
     plan = from_keep(analysis, keep, attributes_for(model, analysis, rules, keep), summary={})
-    small = binding.sliced_copy(model, plan)
-    binding.set_attributes(small, plan.attributes)
-    follower = Follower(part, keep, stop)
-    recording = replay(small, example, follower.watch, train=part.capture.train)
+    follower, recording = _follow(model, part, example, plan, Follower(part, keep, stop), shapes_only=True)
+    if follower.found is None and follower.position > follower.last:
+        return None
+    follower, recording = _follow(model, part, example, plan, Follower(part, keep, stop), shapes_only=False)
     if follower.found is not None:
         return follower.mismatch(follower.found, recording.last)
     if isinstance(recording.error, _EnoughSeen) or follower.loose or follower.position > follower.last:
         return None
     return follower.mismatch(follower.position, recording.last, recording.error)
+
+
+def _follow(
+    model: nn.Module, part: Graph, example: Example, plan: Plan, follower: Follower, *, shapes_only: bool
+) -> tuple[Follower, Recording]:
+    small = binding.sliced_copy(model, plan)
+    binding.set_attributes(small, plan.attributes)
+    return follower, replay(small, example, follower.watch, train=part.capture.train, shapes_only=shapes_only)
 
 
 def responsible(
