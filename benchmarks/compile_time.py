@@ -139,7 +139,8 @@ def _growth(answers: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
         sums = [(totals(answers[name][tool], steps), int(name.removeprefix(CHAIN))) for name in chains]
         rows.append([tool, *(f"{1000 * statistics.median(t) / n:.2f}" if t else "-" for t, n in sums)])
     table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
-    return "## Growth\n\nProcessor milliseconds for each convolution of the residual network; level means linear.\n\n" + table
+    head_line = "## Growth\n\nProcessor milliseconds for each convolution of the residual network; level means linear."
+    return f"{head_line}\n\n{table}"
 
 
 def totals(runs: list[dict[str, Any]], steps: tuple[str, ...]) -> list[float]:
