@@ -22,7 +22,7 @@ class Gated(nn.Module):
         self.first, self.second, self.last = (nn.Conv2d(a, b, 3) for a, b in ((3, 16), (16, 16), (16, 4)))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.second(self.first(x) - 0.5)
+        y = self.second(self.first(x))
         if not bool(y.abs().sum() > 0):
             raise ValueError("nothing to see")
         return self.last(y)
