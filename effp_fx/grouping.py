@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from itertools import pairwise, product
 
@@ -15,7 +14,6 @@ import torch
 from torch import fx
 
 from effp_fx import graph, ops
-from effp_fx.capture import Capture
 from effp_fx.channel_ids import Owner, Reason
 from effp_fx.groups import Analysis, ChannelGroup, Channels, Frozen, Graph, Slice, TensorDims, Term
 from effp_fx.interpret import Interpretation, Shadows
@@ -50,7 +48,7 @@ def build(work: Interpretation, parameters: set[str], bounds: Mapping[str, tuple
     tensors = _tensors(work, numbering, parameters)
     groups = _groups(work, numbering, tensors, bounds or {})
     graphs = tuple(
-        _graph(capture, _graph_dims(shadows, work.facets, numbering), repeated)
+        Graph.of(capture, _graph_dims(shadows, work.facets, numbering), repeated)
         for (capture, shadows), repeated in zip(work.graphs, work.repeats, strict=True)
     )
     flops, activations = _terms(graphs, work)
@@ -163,16 +161,6 @@ def _layer(tensor: str) -> str:
     """The module that holds a weight; a parametrisation belongs to the module it parametrises."""
     path = tensor.rpartition(".")[0]
     return path.partition(".parametrizations.")[0] if ".parametrizations." in path else path or tensor
-
-
-def _graph(capture: Capture, dims: dict[fx.Node, list[dict[int, Channels]]], repeated: AbstractSet[fx.Node]) -> Graph:
-    novel = any(
-        node.op == "call_function"
-        and node not in repeated
-        and any(known for item in (node, *node.all_input_nodes) for known in dims[item])
-        for node in dims
-    )
-    return Graph(capture, dims, novel)
 
 
 def _graph_dims(shadows: Shadows, facets: Facets, numbering: _Numbering) -> dict[fx.Node, list[dict[int, Channels]]]:
