@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from effp_fx.capture import without_history
 from effp_fx.errors import CaptureError
 from effp_fx.groups import Analysis, Keep, kept_flags
+from effp_fx.module_copy import Memo, copied
 from effp_fx.plan import ATTRIBUTE, Plan, plan_of
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -123,14 +122,14 @@ def set_attributes(model: nn.Module, attributes: Mapping[str, Mapping[str, Any]]
 
 def sliced_copy(model: nn.Module, plan: Plan) -> nn.Module:
     """A deep copy in which the weights are sliced already, so that the dense ones are never held twice."""
-    memo = without_history(model)
+    memo: Memo = {}
     for tensor, name in _weights(model):
         planned = plan.tensors.get(name)
         if planned is None or not planned.keep:
             continue
         memo[id(tensor)] = _like(tensor, _sliced(tensor.detach(), planned.keep))
     try:
-        return copy.deepcopy(model, memo)
+        return copied(model, memo)
     except Exception as error:  # deepcopy runs the user's own __deepcopy__: anything can come out
         raise CaptureError(
             f"{type(model).__name__} cannot be copied",
@@ -176,5 +175,4 @@ def _slice_in_place(model: nn.Module, plan: Plan) -> None:
 
 def copy_around(model: nn.Module, network: nn.Module, small: nn.Module) -> nn.Module:
     """A copy of an object that holds the network, with the compact network in its place."""
-    outer: nn.Module = copy.deepcopy(model, without_history(model) | {id(network): small})
-    return outer
+    return copied(model, {id(network): small})

@@ -7,7 +7,6 @@ ours keeps the module and the source line of every op, and writes the graph as t
 
 from __future__ import annotations
 
-import copy
 import random
 import warnings
 from collections.abc import Iterator
@@ -23,11 +22,15 @@ from torch import Tensor, fx, nn
 from torch._dispatch.python import enable_python_dispatcher
 from torch.nn.modules import module as nn_module
 
+from effp_fx.call_site import Site, user_frame
 from effp_fx.errors import CaptureError, EffpError
 from effp_fx.graph import TensorInfo
 from effp_fx.inputs import Example, check_example, describe_mismatch, map_tensors, repeat_batch
 from effp_fx.model_checks import check_model
-from effp_fx.recorder import Attempt, Recorder, Site, Watch, tensors_in, user_frame
+from effp_fx.module_copy import copied
+from effp_fx.op_mode import OpMode
+from effp_fx.recorder import Recorder
+from effp_fx.watcher import Step, Watch, Watcher
 
 FAILED_ON_INPUTS = "failed on the example inputs"
 """What an error says whose cause may be the inputs as well as the model."""
@@ -51,7 +54,8 @@ class Capture:
 class Recording:
     """A run that may have failed on the way."""
 
-    attempt: Attempt | None
+    last: Step | None
+    """The op that was called last, whether or not it came back."""
     error: Exception | None
     output: Any = None
 
@@ -65,7 +69,7 @@ def tensors_of(output: Any) -> tuple[list[Tensor], pytree.TreeSpec]:
         if isinstance(leaf, Tensor):
             found.append(leaf)
         elif hasattr(leaf, "__dict__") and not isinstance(leaf, (nn.Module, type)):
-            found += [value for value in tensors_in(vars(leaf)) if isinstance(value, Tensor)]
+            found += [value for value in pytree.tree_leaves(vars(leaf)) if isinstance(value, Tensor)]
     return found, spec
 
 
@@ -74,18 +78,10 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-def without_history(model: nn.Module) -> dict[int, Any]:
-    """A memo for `copy.deepcopy`, which refuses tensors that autograd computed and a module keeps as plain attributes
-    (the weight that a hook of old-style `weight_norm` sets, an output put aside): their values, detached."""
-    kept = pytree.tree_leaves([dict(vars(module)) for module in model.modules()])
-    return {id(value): value.detach().clone() for value in kept if isinstance(value, Tensor) and not value.is_leaf}
-
-
 def private_copy(model: nn.Module) -> nn.Module:
     """A copy that shares the parameters and nothing else: running it leaves the user's module as it was."""
-    memo = without_history(model) | {id(parameter): parameter for parameter in model.parameters()}
     try:
-        return copy.deepcopy(model, memo)
+        return copied(model, {id(parameter): parameter for parameter in model.parameters()})
     except Exception as error:  # deepcopy runs the user's own __deepcopy__ and __reduce__: anything can come out
         raise CaptureError(
             f"{type(model).__name__} cannot be copied",
@@ -150,44 +146,48 @@ def _failed(model: nn.Module, example: Example, error: Exception) -> CaptureErro
     )
 
 
-def replay(model: nn.Module, example: Example, watch: Watch, *, train: bool = False) -> Recording:
-    """Run a model that belongs to the caller under the recorder, for what `watch` sees; it may be changed by running.
+def replay(
+    model: nn.Module, example: Example, watch: Watch, *, train: bool = False, shapes_only: bool = False
+) -> Recording:
+    """Run a model that belongs to the caller for what `watch` sees of its ops; it may be changed by running.
+
+    With `shapes_only` large products are not computed, see `Watcher`.
 
     An error in the run is returned, not raised.
     """
     model.train(train)
     with undisturbed():
         torch.manual_seed(0)
-        recorder, _ = _recorder(model, example, watch)
+        watcher = Watcher(_site(model), watch, shapes_only=shapes_only)
         try:
-            return Recording(recorder.attempt, None, run_recorded(recorder, model, example))
+            output = run_recorded(watcher, model, example)
         except Exception as error:  # the user's forward may raise anything
-            return Recording(recorder.attempt, error)
+            return Recording(watcher.last, error)
+        return Recording(watcher.last, None, output)
 
 
-def _recorder(runner: nn.Module, example: Example, watch: Watch | None = None) -> tuple[Recorder, dict[str, Tensor]]:
-    named = named_tensors(runner)
-    site = Site({id(module): name for name, module in runner.named_modules()})
-    return Recorder(named, tensors_in((example.args, example.kwargs)), site, watch), named
+def _site(model: nn.Module) -> Site:
+    return Site({id(module): name for name, module in model.named_modules()})
 
 
-def run_recorded(recorder: Recorder, runner: nn.Module, example: Example) -> Any:
-    """Run a model under a recorder, without gradients; the name is where a search for the user's own line ends."""
+def run_recorded(mode: OpMode, runner: nn.Module, example: Example) -> Any:
+    """Run a model under a dispatch mode, without gradients; the name is where a search for the user's own line ends."""
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         for register, hook in (
-            (nn_module.register_module_forward_pre_hook, recorder.site.enter),
-            (partial(nn_module.register_module_forward_hook, always_call=True), recorder.site.leave),
+            (nn_module.register_module_forward_pre_hook, mode.site.enter),
+            (partial(nn_module.register_module_forward_hook, always_call=True), mode.site.leave),
         ):
             stack.callback(register(hook).remove)
         stack.enter_context(enable_python_dispatcher())
-        stack.enter_context(recorder)
+        stack.enter_context(mode)
         return runner(*example.args, **example.kwargs)
 
 
 def _run(runner: nn.Module, example: Example, train: bool) -> Capture:
     example = map_tensors(lambda tensor: tensor.detach().clone(), example)
-    recorder, named = _recorder(runner, example)
+    named = named_tensors(runner)
+    recorder = Recorder(named, example.tensors(), _site(runner))
     # The graph starts from the buffers as they were: the run may write to them, and so will the graph.
     named |= {name: buffer.detach().clone() for name, buffer in runner.named_buffers()}
     output = run_recorded(recorder, runner, example)
@@ -197,9 +197,9 @@ def _run(runner: nn.Module, example: Example, train: bool) -> Capture:
             "the model's output holds no tensor", seen=type(output).__name__, expected="tensors, nested as you like"
         )
     recorder.graph.output(tuple(recorder.node_of(tensor) for tensor in tensors))
-    return Capture(_module(recorder, named), train, spec, frozenset(recorder._named_nodes), tuple(recorder.reads))
+    return Capture(_module(recorder, named), train, spec, frozenset(recorder.used), tuple(recorder.reads))
 
 
 def _module(recorder: Recorder, named: dict[str, Tensor]) -> fx.GraphModule:
-    attributes: dict[str, Any] = {**{name: named[name] for name in recorder._named_nodes}, **recorder.constants}
+    attributes: dict[str, Any] = {**{name: named[name] for name in recorder.used}, **recorder.constants}
     return fx.GraphModule(attributes, recorder.graph, "Captured")

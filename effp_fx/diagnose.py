@@ -13,8 +13,10 @@ from effp_fx.capture import replay
 from effp_fx.channel_ids import Ids, Reason
 from effp_fx.groups import Graph, Keep, kept_flags
 from effp_fx.inputs import to_dtype
+from effp_fx.module_copy import copied
 from effp_fx.plan import from_keep
 from effp_fx.tracing import Tracing
+from effp_fx.watcher import Step
 
 _DIFFERENT = 1e-7
 """Relative difference of one value, in float64, beyond which two runs have parted."""
@@ -34,8 +36,8 @@ class _Digests:
         self.reference: dict[int, list[float]] | None = None
         self.parted: fx.Node | None = None
 
-    def watch(self, node: fx.Node, outputs: list[Tensor], _inputs: list[Tensor]) -> None:
-        found = self.follower.align(node)
+    def watch(self, step: Step, outputs: list[Tensor], _inputs: list[Tensor]) -> None:
+        found = self.follower.align(step)
         if found is None:
             return
         position, expected = found
@@ -88,7 +90,7 @@ def _where_parted(work: Tracing, part: Graph, masked: nn.Module, keep: Keep) -> 
     small = binding.sliced_copy(work.model, plan)
     binding.set_attributes(small, plan.attributes)
     first = _Digests(part, keep, slice_away=True)
-    replay(copy.deepcopy(masked).double(), copy.deepcopy(example), first.watch, train=part.capture.train)
+    replay(copied(masked).double(), copy.deepcopy(example), first.watch, train=part.capture.train)
     second = _Digests(part, keep, slice_away=False)
     second.reference = first.values
     replay(small.double(), copy.deepcopy(example), second.watch, train=part.capture.train)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -54,10 +55,13 @@ def op_name(node: fx.Node) -> str:
     """`aten.conv2d.default` -> `aten.conv2d`; the empty string for nodes that call no op."""
     if node.op != "call_function":
         return ""
-    packet = getattr(node.target, "overloadpacket", None)
-    if packet is None:
-        return str(getattr(node.target, "__name__", node.target))
-    return str(packet)
+    return _packet_name(node.target)
+
+
+@cache
+def _packet_name(target: Any) -> str:
+    packet = getattr(target, "overloadpacket", None)
+    return str(getattr(target, "__name__", target)) if packet is None else str(packet)
 
 
 def is_mutation(node: fx.Node) -> bool:
@@ -123,26 +127,51 @@ _ALIKE_IN_TRAINING = {"aten.batch_norm", "aten.dropout", "aten.feature_dropout"}
 """Ops whose rows ask for no flag. Alpha dropout is none of them: in train mode its zeros are no zeros."""
 
 
+def plain_call(node: fx.Node, of_node: Callable[[fx.Node], Any]) -> tuple[Any, ...]:
+    """What a node calls, hashable: equal for calls that do the same but for flags (`training=True`) that make no
+    difference to channels. `of_node` says what stands for an argument that is a node."""
+    flags = op_name(node).removesuffix("_") not in _ALIKE_IN_TRAINING
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, fx.Node):
+            return ("node", of_node(value))
+        if isinstance(value, (list, tuple)):
+            return tuple(plain(item) for item in value)
+        return "flag" if isinstance(value, bool) and not flags else (type(value), value)
+
+    keywords = tuple((key, plain(value)) for key, value in node.kwargs.items())
+    return node.op, node.op == "placeholder" or node.target, plain(node.args), keywords
+
+
 def same_ops(left: fx.GraphModule, right: fx.GraphModule) -> bool:
-    """Whether two graphs do the same but for flags (`training=True`) that make no difference to channels.
+    """Whether two graphs do the same but for flags (`training=True`) and counters (of batches seen) that make no
+    difference to channels.
 
     What is true of the channels of one is then true of both.
     """
-    one, two = list(left.graph.nodes), list(right.graph.nodes)
+    one, two = _without_counters(left), _without_counters(right)
     if len(one) != len(two):
         return False
     place = {node: index for nodes in (one, two) for index, node in enumerate(nodes)}
+    return all(
+        plain_call(first, place.__getitem__) == plain_call(second, place.__getitem__)
+        for first, second in zip(one, two, strict=True)
+    )
 
-    def plain(value: Any, flags: bool) -> Any:
-        if isinstance(value, fx.Node):
-            return ("node", place[value])
-        if isinstance(value, (list, tuple)):
-            return tuple(plain(item, flags) for item in value)
-        return "flag" if isinstance(value, bool) and not flags else value
 
-    def call(node: fx.Node) -> Any:
-        flags = op_name(node).removesuffix("_") not in _ALIKE_IN_TRAINING
-        keywords = [(key, plain(value, flags)) for key, value in node.kwargs.items()]
-        return node.op, node.op == "placeholder" or node.target, plain(node.args, flags), keywords
+def _without_counters(graph_module: fx.GraphModule) -> list[fx.Node]:
+    """The nodes but for those that count in a buffer of whole numbers (`steps.add_(1)`) and are read by no others."""
+    nodes = list(graph_module.graph.nodes)
+    counters: set[fx.Node] = set()
+    for node in reversed(nodes):
+        if node.users.keys() <= counters and (_counts(node) or (node.op == "get_attr" and node.users)):
+            counters.add(node)
+    return [node for node in nodes if node not in counters]
 
-    return all(call(first) == call(second) for first, second in zip(one, two, strict=True))
+
+def _counts(node: fx.Node) -> bool:
+    while is_mutation(node) and len(node.all_input_nodes) == 1:
+        node = node.all_input_nodes[0]
+        if node.op == "get_attr":
+            return not info(node).dtype.is_floating_point
+    return False

@@ -47,7 +47,10 @@ def build(work: Interpretation, parameters: set[str], bounds: Mapping[str, tuple
     numbering = _number(work)
     tensors = _tensors(work, numbering, parameters)
     groups = _groups(work, numbering, tensors, bounds or {})
-    graphs = tuple(Graph(capture, _graph_dims(shadows, work.facets, numbering)) for capture, shadows in work.graphs)
+    graphs = tuple(
+        Graph.of(capture, _graph_dims(shadows, work.facets, numbering), repeated)
+        for (capture, shadows), repeated in zip(work.graphs, work.repeats, strict=True)
+    )
     flops, activations = _terms(graphs, work)
     notes = [*work.notes, *_notes(work)]
     return Analysis(
@@ -69,11 +72,13 @@ def _number(work: Interpretation) -> _Numbering:
     signature: Hashes = np.zeros(len(roots), dtype=np.uint64)
     random = np.random.default_rng(0)
     owned = np.zeros(len(roots), dtype=np.bool_)
-    for owner in work.ids.owners:
-        mark = random.integers(1, 2**63, dtype=np.uint64)
-        values, counts = np.unique(roots[owner.start : owner.stop], return_counts=True)
-        signature[values] += _mixed(mark + counts.astype(np.uint64) * _MIX)
-        owned[values] |= bool(owner.tensor)
+    owners = work.ids.owners
+    marks = random.integers(1, 2**63, len(owners), dtype=np.uint64)
+    # Owners lie end to end from id 1 on: one sort finds how often each of them has each root.
+    own = np.repeat(np.arange(len(owners)), [owner.stop - owner.start for owner in owners])
+    keys, counts = np.unique(own * len(roots) + roots[1:], return_counts=True)
+    np.add.at(signature, keys % len(roots), _mixed(marks[keys // len(roots)] + counts.astype(np.uint64) * _MIX))
+    owned[roots[1:][np.array([bool(owner.tensor) for owner in owners], dtype=np.bool_)[own]]] = True
     for part in work.context.parts:
         mark = random.integers(1, 2**63, dtype=np.uint64)
         values = np.unique(roots[part[part > 0]])
@@ -139,9 +144,10 @@ def _groups(
     for name, tensor in tensors.items():
         for dim, channels in tensor.dims.items():
             role = _role(work, name, dim, tensor)
-            counts = np.bincount(channels[channels >= 0], minlength=numbering.count)
-            for index in np.unique(group_of[np.flatnonzero(counts)]).tolist():
-                slices[index].append(Slice(name, dim, role, int(counts[numbering.starts[index]])))
+            live = channels[channels >= 0]
+            for index in np.unique(group_of[live]).tolist():
+                rows = int(np.count_nonzero(live == numbering.starts[index]))
+                slices[index].append(Slice(name, dim, role, rows))
     names: Counter[str] = Counter()
     groups = []
     for index, (start, stop) in enumerate(pairwise(numbering.starts)):

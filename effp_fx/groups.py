@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 import networkx as nx
@@ -95,6 +96,19 @@ class Graph:
     capture: Capture
     dims: dict[fx.Node, list[dict[int, Channels]]]
     """For each node and output: dimension -> channels, dimensions without channels left out."""
+    novel: bool = True
+    """Whether it does anything to channels that no graph before it does at the same place, to the same channels."""
+
+    @staticmethod
+    def of(capture: Capture, dims: dict[fx.Node, list[dict[int, Channels]]], repeated: AbstractSet[fx.Node]) -> Graph:
+        """The graph, novel where an op that handles channels is not among those `repeated` from a graph before it."""
+        novel = any(
+            node.op == "call_function"
+            and node not in repeated
+            and any(known for item in (node, *node.all_input_nodes) for known in dims[item])
+            for node in dims
+        )
+        return Graph(capture, dims, novel)
 
 
 @dataclass(frozen=True)

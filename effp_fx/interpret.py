@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,9 +29,14 @@ class Interpretation:
     context: Context = field(default_factory=Context)
     owners: dict[str, list[Owner]] = field(default_factory=dict)
     graphs: list[tuple[Capture, Shadows]] = field(default_factory=list)
+    repeats: list[set[fx.Node]] = field(default_factory=list)
+    """Of each graph the nodes that do what one of an earlier graph does, with the same channels."""
     notes: list[str] = field(default_factory=list)
     facets: settle.Facets = field(default_factory=settle.Facets)
     """What the graphs hold, once settled."""
+    _known: dict[Any, list[list[Shadow]]] = field(default_factory=dict)
+    """The calls of earlier graphs, see `_call` -> what each came to, in the order of the calls. Nothing is taken out:
+    a shadow that is named by its id must live."""
 
     def __post_init__(self) -> None:
         for name, shape in self.shapes.items():
@@ -42,24 +49,38 @@ class Interpretation:
         return self.context.ids
 
     def walk(self, capture: Capture) -> None:
-        """Interpret one graph; what several graphs teach is joined."""
+        """Interpret one graph; what several graphs teach is joined, and what one has taught is not learnt again."""
         shadows: Shadows = {}
         self.graphs.append((capture, shadows))
+        self.repeats.append(set())
+        made: list[tuple[Any, list[Shadow]]] = []
+        taken: Counter[Any] = Counter()
         aliases = _Aliases(capture.graph_module)
         leaving = _leads_out(capture.graph_module)
         for node in capture.graph_module.graph.nodes:
             if node.op == "output":
                 self._freeze_outputs(node, shadows)
-            elif node.op == "get_attr":
-                shadows[node] = [self._weight(node)]
-            elif node.op == "placeholder":
-                shadows[node] = [Shadow(graph.info(node).shape)]
+                continue
+            if node in leaving:
+                self._freeze_inputs(node, shadows)
+            call = _call(node, shadows)
+            known = self._known.get(call, [])
+            if taken[call] < len(known):
+                shadows[node] = list(known[taken[call]])
+                self.repeats[-1].add(node)
             else:
-                if node in leaving:
-                    self._freeze_inputs(node, shadows)
-                shadows[node] = self._op(node, shadows)
-                if graph.is_mutation(node):
-                    aliases.written(self.context, node, shadows)
+                shadows[node] = self._made(node, shadows)
+                made.append((call, list(shadows[node])))
+            taken[call] += 1
+            if graph.is_mutation(node):
+                aliases.written(self.context, node, shadows)
+        for call, result in made:
+            self._known.setdefault(call, []).append(result)
+
+    def _made(self, node: fx.Node, shadows: Shadows) -> list[Shadow]:
+        if node.op == "get_attr":
+            return [self._weight(node)]
+        return [Shadow(graph.info(node).shape)] if node.op == "placeholder" else self._op(node, shadows)
 
     def freeze_unused(self) -> None:
         """Weights that no graph reads: nothing is known of them, so they stay as they are."""
@@ -97,6 +118,8 @@ class Interpretation:
     def _freeze_inputs(self, node: fx.Node, shadows: Shadows) -> None:
         for source in node.all_input_nodes:
             for index, shadow in enumerate(shadows[source]):
+                if not shadow.facets:
+                    continue
                 for facet in shadow.facets:
                     self.ids.freeze(flat(facet), _reason(node, "leads to the model's output, no layer reads it"))
                 shadows[source][index] = Shadow(shadow.shape, (), shadow.from_input)
@@ -133,10 +156,8 @@ class Interpretation:
             for facet in shadow.facets
         ]
         if ids:
-            read = self.context.consumed[before:]
-            self.context.shown.append(
-                np.setdiff1d(np.concatenate(ids), np.concatenate(read) if read else []).astype(np.int64)
-            )
+            own, read = np.concatenate(ids), self.context.consumed[before:]
+            self.context.shown.append(np.setdiff1d(own, np.concatenate(read)) if read else own)
 
     def _apply(self, call: Call, outputs: int) -> list[Facets]:
         row = ops.find(call.node)
@@ -171,6 +192,14 @@ class Interpretation:
                 continue
             self.ids.freeze(flat(facet), _reason(node, "a whole tensor would be left empty"))
         return kept
+
+
+def _call(node: fx.Node, shadows: Shadows) -> Any:
+    """Equal for two nodes of two graphs whose rules would see the same: op, arguments, place, shapes and shadows."""
+    call = graph.plain_call(node, lambda source: tuple(id(shadow) for shadow in shadows[source]))
+    name = str(node.target) if node.op != "call_function" else ""
+    place = node.meta.get("module"), node.meta.get("source")
+    return call, name, place if node.op == "call_function" else (), tuple(graph.infos(node))
 
 
 class _Aliases:

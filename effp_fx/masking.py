@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from effp_fx.capture import without_history
 from effp_fx.groups import Analysis, Keep, TensorDims, kept_flags
+from effp_fx.module_copy import copied
 
 
 def masked_tensors(known: Mapping[str, TensorDims], tensors: Mapping[str, Tensor], keep: Keep) -> dict[str, Tensor]:
@@ -32,7 +31,7 @@ def masked_tensors(known: Mapping[str, TensorDims], tensors: Mapping[str, Tensor
 
 def masked_copy(model: nn.Module, analysis: Analysis, keep: Keep) -> nn.Module:
     """A copy of the dense model with the channels that `keep` drops switched off."""
-    twin = copy.deepcopy(model, without_history(model))
+    twin = copied(model)
     tensors = {**dict(twin.named_parameters()), **dict(twin.named_buffers())}
     with torch.no_grad():
         for name, value in masked_tensors(analysis.tensors, tensors, keep).items():

@@ -2,196 +2,118 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+import weakref
+from functools import cache
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
-from torch import Tensor, fx, nn
-from torch._subclasses.schema_check_mode import SchemaCheckMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.weak import WeakTensorKeyDictionary
+from torch import Tensor, fx
 
+from effp_fx.call_site import Site, user_line
 from effp_fx.graph import TensorInfo
-
-_HERE = str(Path(__file__).parent) + os.sep
-_TORCH = str(Path(torch.__file__).parent) + os.sep
-RUNNER = "run_recorded"
-"""The function under which a model runs: no user's code lies beyond it."""
-_DROPOUT = {"aten.dropout", "aten.feature_dropout", "aten.alpha_dropout", "aten.feature_alpha_dropout"}
-_ATTENTION = "aten.scaled_dot_product_attention"
-_ALIASES = {"aten.lift_fresh.default", "aten.lift_fresh_copy.default", "aten.lift.default"}
+from effp_fx.op_mode import ALIASES, OpMode, called, mapped, op_tensors, op_text
 
 
-@dataclass(frozen=True)
-class Attempt:
-    """The op that was called last, whether or not it came back."""
+class Recorder(OpMode):
+    """Writes a node for every op that returns or changes a tensor."""
 
-    target: Any
-    args: Any
-    kwargs: Any
-    module: str
-    source: str
-
-
-Watch = Callable[[fx.Node, list[Tensor], list[Tensor]], list[Tensor] | None]
-"""Called after each op with its node, results and inputs. What it returns takes the place of the results; what it
-raises ends the run."""
-
-
-@dataclass
-class Site:
-    """Where in the module tree the recorder stands."""
-
-    names: dict[int, str]
-    stack: list[tuple[str, str]] = field(default_factory=list)
-
-    def enter(self, module: nn.Module, _args: Any) -> None:
-        self.stack.append((self.names.get(id(module), ""), type(module).__name__))
-
-    def leave(self, _module: nn.Module, _args: Any, _output: Any) -> None:
-        if self.stack:
-            self.stack.pop()
-
-    @property
-    def module(self) -> tuple[str, str]:
-        for name, kind in reversed(self.stack):
-            if name:
-                return name, kind
-        return "", self.stack[0][1] if self.stack else ""
-
-
-def user_line() -> str:
-    """The innermost line outside torch and this package: the user's own code."""
-    frame = sys._getframe(2)
-    while frame is not None:
-        path = frame.f_code.co_filename
-        if not path.startswith((_TORCH, _HERE, "<")):
-            return f"{Path(path).name}:{frame.f_lineno}, in {frame.f_code.co_name}"
-        if frame.f_code.co_name == RUNNER and path.startswith(_HERE):
-            return ""
-        frame = frame.f_back  # type: ignore[assignment]  # typeshed: f_back is None only at the bottom, the loop's end
-    return ""
-
-
-class Recorder(SchemaCheckMode):
-    """Writes a node for every op that returns or changes a tensor.
-
-    Torch keeps three slots at the pre-dispatch key and admits only its own three modes to them. We take the place of
-    the schema checker, the one that nothing else uses, and none of its behaviour.
-    """
-
-    def __init__(self, named: dict[str, Tensor], inputs: list[Tensor], site: Site, watch: Watch | None = None) -> None:
-        TorchDispatchMode.__init__(self, torch._C.DispatchKey.PreDispatch)  # no slot of torch's own
+    def __init__(self, named: dict[str, Tensor], inputs: list[Tensor], site: Site) -> None:
+        super().__init__(site)
         self.graph = fx.Graph()
-        self.site = site
-        self.watch = watch
-        self.attempt: Attempt | None = None
         self.constants: dict[str, Tensor] = {}
         self.reads: list[str] = []
         self._named = {id(tensor): name for name, tensor in reversed(named.items())}
-        self._memory = {
-            (tensor.untyped_storage().data_ptr(), tensor.shape, tensor.stride(), tensor.storage_offset()): name
-            for name, tensor in reversed(named.items())
-            if tensor.numel()
-        }
+        self._memory = {_view_of(tensor): name for name, tensor in reversed(named.items()) if tensor.numel()}
         self._named_nodes: dict[str, fx.Node] = {}
-        self._nodes: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._nodes: dict[int, tuple[weakref.ref[Tensor], fx.Node]] = {}
         self._storages = 0
         for index, tensor in enumerate(inputs):
             node = self.graph.placeholder(f"input_{index}")
             self._describe(node, tensor, self._new_storage())
-            self._nodes[tensor] = node
+            self._enter(tensor, node)
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """The parameters and buffers that the run read, in that order."""
+        return tuple(self._named_nodes)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        found: list[fx.Node] = []
+        if op_text(func) in ALIASES:
+            return self._fresh(func, args, kwargs)
+        source = user_line()
+        found: list[tuple[Tensor, fx.Node]] = []
 
-        def to_node(value: Any) -> Any:
-            if not isinstance(value, Tensor):
-                return value
-            node = self.node_of(value)
-            found.append(node)
+        def to_node(value: Tensor) -> fx.Node:
+            node = self.node_of(value, source)
+            found.append((value, node))
             return node
 
-        name = str(func)
-        if name in _ALIASES:
-            return self._fresh(func, args, kwargs)
-        node_args, node_kwargs = pytree.tree_map((to_node), (args, kwargs))
-        storages = {_address(value): node for value, node in zip(tensors_in((args, kwargs)), found, strict=True)}
-        self.attempt = Attempt(func, node_args, node_kwargs, self.site.module[0], user_line())
-        output = func(*args, **kwargs) if self.watch is None else _without_dropout(func, name, args, kwargs)
-        outputs = tensors_in(output)
+        node_args, node_kwargs = mapped(args, to_node), mapped(kwargs, to_node)
+        storages = {_address(value): node for value, node in found}
+        output = called(func, args, kwargs)
+        outputs = op_tensors(output)
         if not outputs and not func._schema.is_mutable:
-            self.reads.append(f"{name} in {self.site.module[0] or 'the model'} ({user_line()})")
+            self.reads.append(f"{op_text(func)} in {self.site.module[0] or 'the model'} ({source})")
             return output
         node_kwargs = {key: value for key, value in node_kwargs.items() if not isinstance(value, torch.Generator)}
-        node = self.graph.call_function(func, node_args, node_kwargs)
-        self._annotate(node)
-        self._bind(node, output, storages)
-        if self.watch is not None:
-            replaced = self.watch(node, outputs, tensors_in((args, kwargs)))
-            if replaced is not None:
-                return self._replace(node, output, replaced, storages)
+        node = self.graph.create_node("call_function", func, node_args, node_kwargs, _name(func))
+        self._annotate(node, source)
+        self._bind(node, output, storages, source)
         return output
 
-    def _replace(self, node: fx.Node, output: Any, replaced: list[Tensor], storages: dict[int, fx.Node]) -> Any:
-        """Hand the model other results than the op's own."""
-        output = replaced[0] if isinstance(output, Tensor) else tuple(replaced)
-        self._bind(node, output, storages)
-        return output
-
-    def node_of(self, tensor: Tensor) -> fx.Node:
-        """The node of a tensor; one that no op made is a parameter, a buffer or a constant."""
-        node = self._nodes.get(tensor)
-        if node is not None:
-            return node  # type: ignore[no-any-return]  # the dictionary is untyped
+    def node_of(self, tensor: Tensor, source: str = "") -> fx.Node:
+        """The node of a tensor; one that no op made is a parameter, a buffer or a constant, first read at `source`."""
+        known = self._nodes.get(id(tensor))
+        if known is not None and known[0]() is tensor:  # an id is given again to another tensor
+            return known[1]
         name = self._named.get(id(tensor))
         if name is None and tensor.numel():
-            key = (tensor.untyped_storage().data_ptr(), tensor.shape, tensor.stride(), tensor.storage_offset())
-            name = self._memory.get(key)
+            name = self._memory.get(_view_of(tensor))
         if name is not None and name in self._named_nodes:
             return self._named_nodes[name]
         if name is None:
-            name = f"_constant_{len(self.constants)}"
-            self.constants[name] = tensor.detach()
-        node = self.graph.get_attr(name)
-        self._annotate(node)
-        self._describe(node, tensor, self._new_storage())
-        if name.startswith("_constant_"):
-            self._nodes[tensor] = node
+            name = self._constant(tensor.detach())
+        node = self._read(name, tensor, source)
+        if name in self.constants:
+            self._enter(tensor, node)
         else:
             self._named_nodes[name] = node
         return node
 
+    def _constant(self, tensor: Tensor) -> str:
+        name = f"_constant_{len(self.constants)}"
+        self.constants[name] = tensor
+        return name
+
+    def _read(self, name: str, tensor: Tensor, source: str) -> fx.Node:
+        node = self.graph.get_attr(name)
+        self._annotate(node, source)
+        self._describe(node, tensor, self._new_storage())
+        return node
+
     def _fresh(self, func: Any, args: Any, kwargs: Any) -> Tensor:
         """A literal, `torch.tensor([1, 2])`: a clone of a constant, so that writing to it leaves the constant alone."""
-        output: Tensor = func(*args, **kwargs)
-        name = f"_constant_{len(self.constants)}"
-        self.constants[name] = output.detach().clone()
-        read = self.graph.get_attr(name)
-        self._annotate(read)
-        self._describe(read, output, self._new_storage())
+        output: Tensor = called(func, args, kwargs)
+        source = user_line()
+        read = self._read(self._constant(output.detach().clone()), output, source)
         node = self.graph.call_function(torch.ops.aten.clone.default, (read,))
-        self._annotate(node)
+        self._annotate(node, source)
         self._describe(node, output, self._new_storage())
-        self._nodes[output] = node
-        if self.watch is not None:
-            self.watch(node, [output], [])
+        self._enter(output, node)
         return output
 
-    def _annotate(self, node: fx.Node) -> None:
-        node.meta["module"], node.meta["module_type"] = self.site.module
-        node.meta["source"] = user_line()
+    def _enter(self, tensor: Tensor, node: fx.Node) -> None:
+        self._nodes[id(tensor)] = (weakref.ref(tensor), node)
 
-    def _bind(self, node: fx.Node, output: Any, storages: dict[int, fx.Node]) -> None:
+    def _annotate(self, node: fx.Node, source: str) -> None:
+        node.meta["module"], node.meta["module_type"] = self.site.module
+        node.meta["source"] = source
+
+    def _bind(self, node: fx.Node, output: Any, storages: dict[int, fx.Node], source: str) -> None:
         if isinstance(output, Tensor):
             self._describe(node, output, self._storage(output, storages))
-            self._nodes[output] = node
+            self._enter(output, node)
             return
         if output is None:
             node.meta["val"], node.meta["storage"] = None, None
@@ -203,10 +125,10 @@ class Recorder(SchemaCheckMode):
                 values.append(None)
                 numbers.append(None)
                 continue
-            part = self.graph.call_function(_getitem, (node, index))
-            self._annotate(part)
+            part = self.graph.create_node("call_function", _getitem, (node, index), {}, "_getitem")
+            self._annotate(part, source)
             self._describe(part, item, self._storage(item, storages))
-            self._nodes[item] = part
+            self._enter(item, part)
             values.append(part.meta["val"])
             numbers.append(part.meta["storage"])
         node.meta["val"], node.meta["storage"] = values, numbers
@@ -227,39 +149,20 @@ class Recorder(SchemaCheckMode):
         node.meta["storage"] = storage
 
 
-def _without_dropout(func: Any, name: str, args: Any, kwargs: Any) -> Any:
-    """Call an op with dropout off. A watched run is there to be compared with another, of other sizes: both would drop
-    other elements, and what is drawn after that would differ as well."""
-    packet = name.removesuffix(".default")
-    if packet in _DROPOUT:
-        return args[0].clone()
-    if packet.removesuffix("_") in _DROPOUT:
-        return args[0]
-    if packet == _ATTENTION:
-        args = (*args[:4], 0.0, *args[5:]) if len(args) > 4 else args
-        kwargs = {key: value for key, value in kwargs.items() if key != "dropout_p"}
-    return func(*args, **kwargs)
-
-
 def _getitem(values: Any, index: int) -> Any:
     return values[index]
+
+
+@cache
+def _name(func: Any) -> str:
+    """The name of the op's nodes, `conv2d_default`; worked out once, as torch does for each node anew."""
+    return op_text(func).partition(".")[2].replace(".", "_").lower()
 
 
 def _address(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-def user_frame(error: BaseException) -> str | None:
-    """The innermost line outside torch and this package at which an error passed."""
-    trace, place = error.__traceback__, None
-    while trace is not None:
-        path = trace.tb_frame.f_code.co_filename
-        if not path.startswith((_TORCH, _HERE, "<")):
-            place = f"{Path(path).name}:{trace.tb_lineno}, in {trace.tb_frame.f_code.co_name}"
-        trace = trace.tb_next
-    return place
-
-
-def tensors_in(tree: Any) -> list[Tensor]:
-    """The tensors in a pytree, in order."""
-    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+def _view_of(tensor: Tensor) -> tuple[object, ...]:
+    """The same for two tensors that are the same view of the same memory."""
+    return tensor.untyped_storage().data_ptr(), tensor.shape, tensor.stride(), tensor.storage_offset()

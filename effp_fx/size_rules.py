@@ -10,8 +10,8 @@ from torch import fx, nn
 from effp_fx import graph
 from effp_fx.groups import Analysis, Channels, Graph, Keep
 from effp_fx.inputs import Example
-from effp_fx.recorder import Attempt
 from effp_fx.trial import Mismatch, SizeRule, is_op, op_key, run
+from effp_fx.watcher import Step
 
 _MOST_TRIED = 6
 """Attributes tried for one mismatch: each costs a part of a forward pass."""
@@ -24,8 +24,8 @@ def candidates(model: nn.Module, part: Graph, mismatch: Mismatch) -> Iterator[tu
     its sum fits nothing.
     """
     modules = dict(model.named_modules())
-    path = mismatch.attempt.module if mismatch.attempt else mismatch.node.meta.get("module", "")
-    written = _integers(mismatch.attempt) if mismatch.attempt else set()
+    path = mismatch.last.module if mismatch.last else mismatch.node.meta.get("module", "")
+    written = _integers(mismatch.last) if mismatch.last else set()
     pieces = _pieces(part, mismatch.node)
     while True:
         module = modules.get(path)
@@ -88,8 +88,8 @@ def _sizes_held(module: nn.Module) -> Iterator[tuple[str, int | None, int]]:
                     yield name, index, item
 
 
-def _integers(attempt: Attempt) -> set[int]:
-    leaves = pytree.tree_leaves((attempt.args, attempt.kwargs))
+def _integers(step: Step) -> set[int]:
+    leaves = pytree.tree_leaves((step.args, step.kwargs))
     return {leaf for leaf in leaves if isinstance(leaf, int) and not isinstance(leaf, bool)}
 
 

@@ -98,6 +98,8 @@ class Tracing:
         """One round; True where something was learnt and another is due."""
         keep = trial.trial_keep(self.analysis)
         for part in self.analysis.graphs:
+            if not part.novel:  # the sizes at its ops were tried with the graph before it; verification runs both
+                continue
             example = self.example_of(part.capture)
             self.trials += 1
             progress(f"trial {self.trials}: {self.analysis.channels} channels")

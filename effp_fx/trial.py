@@ -15,12 +15,12 @@ import numpy as np
 from torch import Tensor, fx, nn
 
 from effp_fx import binding, graph
-from effp_fx.capture import replay
+from effp_fx.capture import Recording, replay
 from effp_fx.channel_ids import Reason
 from effp_fx.groups import Analysis, ChannelGroup, Channels, Graph, Keep, kept_flags
 from effp_fx.inputs import Example
-from effp_fx.plan import from_keep
-from effp_fx.recorder import Attempt
+from effp_fx.plan import Plan, from_keep
+from effp_fx.watcher import OpKey, Step
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Mismatch:
 
     node: fx.Node
     position: int
-    attempt: Attempt | None
+    last: Step | None
     sizes: tuple[tuple[int, int, Channels], ...]
     """(dense size, expected size, channels) of the dimensions around the op that should have changed."""
     text: str
@@ -57,7 +57,7 @@ class Mismatch:
 
     def reason(self) -> Reason:
         """Why these channels are frozen."""
-        source = self.attempt.source if self.attempt and self.attempt.source else self.node.meta.get("source", "")
+        source = self.last.source if self.last and self.last.source else self.node.meta.get("source", "")
         return Reason(
             f"a size is written in Python: {self.text}",
             graph.op_name(self.node),
@@ -105,17 +105,29 @@ def run(
     keep: Keep,
     stop: int | None = None,
 ) -> Mismatch | None:
-    """Lower a trial copy and run it against the captured graph. None: every op (up to `stop`) was as expected."""
+    """Lower a trial copy and run it against the captured graph. None: every op (up to `stop`) was as expected.
+
+    The first run computes no large products. It is believed where all shapes were as expected to the last; else values
+    may have had a part in it, and a run with all of them decides.
+    """
     plan = from_keep(analysis, keep, attributes_for(model, analysis, rules, keep), summary={})
-    small = binding.sliced_copy(model, plan)
-    binding.set_attributes(small, plan.attributes)
-    follower = Follower(part, keep, stop)
-    recording = replay(small, example, follower.watch, train=part.capture.train)
+    follower, recording = _follow(model, part, example, plan, Follower(part, keep, stop), shapes_only=True)
+    if follower.found is None and follower.position > follower.last:
+        return None
+    follower, recording = _follow(model, part, example, plan, Follower(part, keep, stop), shapes_only=False)
     if follower.found is not None:
-        return follower.mismatch(follower.found, recording.attempt)
+        return follower.mismatch(follower.found, recording.last)
     if isinstance(recording.error, _EnoughSeen) or follower.loose or follower.position > follower.last:
         return None
-    return follower.mismatch(follower.position, recording.attempt, recording.error)
+    return follower.mismatch(follower.position, recording.last, recording.error)
+
+
+def _follow(
+    model: nn.Module, part: Graph, example: Example, plan: Plan, follower: Follower, *, shapes_only: bool
+) -> tuple[Follower, Recording]:
+    small = binding.sliced_copy(model, plan)
+    binding.set_attributes(small, plan.attributes)
+    return follower, replay(small, example, follower.watch, train=part.capture.train, shapes_only=shapes_only)
 
 
 def responsible(
@@ -155,6 +167,7 @@ class Follower:
         self.keep = keep
         self._counts: dict[int, int] = {}
         self.nodes = [node for node in part.capture.graph_module.graph.nodes if is_op(node)]
+        self.keys = [op_key(node) for node in self.nodes]
         self.lively = [any(True for _ in self._changes(node)) for node in self.nodes]
         until = len(self.nodes) if stop is None else stop + 1
         self.last = max((index for index, lively in enumerate(self.lively[:until]) if lively), default=-1)
@@ -164,31 +177,31 @@ class Follower:
         self.loose = False
         """Whether a value without channels had another shape than in the captured run: sizes that depend on values."""
 
-    def watch(self, node: fx.Node, outputs: list[Tensor], _inputs: list[Tensor]) -> None:
+    def watch(self, step: Step, outputs: list[Tensor], _inputs: list[Tensor]) -> None:
         """Compare one op's results with what the analysis expects of them."""
         if self.position > self.last:
             raise _EnoughSeen
-        if self.align(node) is None:
+        if self.align(step) is None:
             return
         expected = self.nodes[self.position]
         if not self.part.capture.reads:  # else a number may as well have been read out of a tensor
-            self._compare_factors(expected, node)
+            self._compare_factors(expected, step)
         for output, tensor in enumerate(outputs):
             self._compare(expected, output, tensor)
         self.position += 1
 
-    def align(self, node: fx.Node) -> tuple[int, fx.Node] | None:
+    def align(self, step: Step) -> tuple[int, fx.Node] | None:
         """The captured op that this one repeats. Ops without channels may be missing here (a model caches what it
         computed in its first run) or be new here (a loop over what was found)."""
         for position in range(self.position, len(self.nodes)):
-            if op_key(self.nodes[position]) == op_key(node):
+            if self.keys[position] == step.key:
                 self.position = position
                 return position, self.nodes[position]
             if self.lively[position]:
                 return None
         return None
 
-    def _compare_factors(self, node: fx.Node, seen: fx.Node) -> None:
+    def _compare_factors(self, node: fx.Node, seen: Step) -> None:
         for before, now in zip(_factors(node), _factors(seen), strict=False):
             if before != now:
                 self.found, self.text = self.position, f"the number {before:.4g} is computed from it"
@@ -209,7 +222,7 @@ class Follower:
                     raise _EnoughSeen
                 self.loose = True
 
-    def mismatch(self, position: int, attempt: Attempt | None, error: Exception | None = None) -> Mismatch:
+    def mismatch(self, position: int, last: Step | None, error: Exception | None = None) -> Mismatch:
         """Describe what went wrong at an op, or between the last op and this one."""
         node = self.nodes[min(position, len(self.nodes) - 1)]
         sizes = {(old, new): channels for old, new, channels in (*self._changes(node), *self._bounds(node))}
@@ -217,7 +230,7 @@ class Follower:
             sizes = {(old, new): channels for old, new, channels in self._changes(self.nodes[position - 1])}
         text = f"{type(error).__name__}: {str(error).splitlines()[0]}" if error and str(error) else self.text
         listed = tuple((old, new, channels) for (old, new), channels in sizes.items())
-        return Mismatch(node, position, attempt, listed, text[:160])
+        return Mismatch(node, position, last, listed, text[:160])
 
     def _bounds(self, node: fx.Node) -> Iterator[tuple[int, int, Channels]]:
         """What lies before the start and the end of a slice along channels: sizes that no dimension has."""
@@ -248,7 +261,7 @@ class Follower:
                         yield len(channels), kept, channels
 
 
-def _factors(node: fx.Node) -> list[float]:
+def _factors(node: fx.Node | Step) -> list[float]:
     """The numbers that an op calculates with; a scale made of a size is another one in the trial."""
     schema = node.target._schema.arguments  # type: ignore[union-attr]  # only ops of torch.library are followed
     return [
@@ -258,7 +271,7 @@ def _factors(node: fx.Node) -> list[float]:
     ]
 
 
-def op_key(node: fx.Node) -> tuple[Any, str, str]:
+def op_key(node: fx.Node) -> OpKey:
     """What is the same for an op in every run of a model."""
     return node.target, node.meta.get("module", ""), node.meta.get("source", "")
 

@@ -12,12 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from effp_fx import graph
-from effp_fx.capture import Recording, replay, tensors_of, without_history
+from effp_fx.capture import Recording, replay, tensors_of
 from effp_fx.errors import VerificationError
 from effp_fx.inputs import Example, to_dtype
+from effp_fx.module_copy import copied
+from effp_fx.watcher import Step
 
 TOLERANCE = 1e-9
 """Largest relative error in float64. A right lowering shows 1e-15, a wrong one 1e-4 and more."""
@@ -98,11 +99,10 @@ class _Choices:
     compared: int = 0
     worst: float = 0.0
 
-    def watch(self, node: fx.Node, outputs: list[Tensor], inputs: list[Tensor]) -> list[Tensor] | None:
-        name = graph.op_name(node)
-        if graph.is_mutation(node) or not _is_choice(name, outputs, inputs):
+    def watch(self, step: Step, outputs: list[Tensor], inputs: list[Tensor]) -> list[Tensor] | None:
+        if not _is_choice(step.name, outputs, inputs) or step.target._schema.is_mutable:
             return None
-        place = (name, node.meta.get("module", ""), node.meta.get("source", ""))
+        place = (step.name, step.module, step.source)
         if not self.following:
             self.recorded.append((place, [value.clone() for value in inputs], [value.clone() for value in outputs]))
             return None
@@ -208,7 +208,7 @@ def _compare_mode(masked: nn.Module, compact: nn.Module, example: Example, mode:
 def _reference(
     model: nn.Module, example: Example, dtype: torch.dtype, mode: str, choices: _Choices
 ) -> tuple[Recording, _Choices]:
-    twin = copy.deepcopy(model, without_history(model)).to(dtype)
+    twin = copied(model).to(dtype)
     recording = replay(twin, copy.deepcopy(to_dtype(example, dtype)), choices.watch, train=mode == "train")
     return recording, choices
 

@@ -101,7 +101,7 @@ def test_keeping_all_changes_nothing() -> None:
 
 
 def test_a_train_graph_goes_through_the_same_passes() -> None:
-    found = traced("effp:residual")
+    found = traced("effp:auxiliary")
     part, keep = found.analysis.graphs[-1], trial.trial_keep(found.analysis)
     assert part.capture.train
     masked, compact = (result.graph_module for result in base.run([Mask(keep), Lower(keep)], found.analysis, part))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -32,18 +32,11 @@ class Call:
     @cached_property
     def arguments(self) -> dict[str, Any]:
         """Arguments by name, defaults filled in."""
-        schema = getattr(self.node.target, "_schema", None)
-        if schema is None:
+        defaults = _defaults(self.node.target)
+        if defaults is None:
             return dict(self.node.kwargs)
-        bound: dict[str, Any] = {}
-        for index, argument in enumerate(schema.arguments):
-            if index < len(self.node.args):
-                bound[argument.name] = self.node.args[index]
-            elif argument.name in self.node.kwargs:
-                bound[argument.name] = self.node.kwargs[argument.name]
-            else:
-                bound[argument.name] = argument.default_value
-        return bound
+        names = list(defaults)
+        return {**defaults, **dict(zip(names, self.node.args, strict=False)), **self.node.kwargs}
 
     def __getitem__(self, name: str) -> Any:
         return self.arguments[name]
@@ -75,6 +68,13 @@ class Call:
     def outs(self) -> list[TensorInfo]:
         """All results."""
         return [value for value in graph.infos(self.node) if value is not None]
+
+
+@cache
+def _defaults(target: Any) -> dict[str, Any] | None:
+    """The arguments of an op in the order of its schema, with their defaults; None for what is no op."""
+    schema = getattr(target, "_schema", None)
+    return None if schema is None else {argument.name: argument.default_value for argument in schema.arguments}
 
 
 @dataclass
@@ -115,23 +115,20 @@ class Context:
 
     def unite(self, left: Tensor, right: Tensor) -> None:
         """Unite two facets of equal shape element by element; the caller has dealt with zeros."""
-        dims = tuple(sorted({*varying(left), *varying(right)}))
-        one = crop(left, dims).reshape(-1).abs().numpy().astype(np.int64)
-        two = crop(right, dims).reshape(-1).abs().numpy().astype(np.int64)
-        both = (one > 0) & (two > 0)
-        self.ids.unite(one[both], two[both])
+        one, two = _side_by_side(left, right)
+        both = (one != 0) & (two != 0)
+        self.ids.unite(np.abs(one[both]).astype(np.int64), np.abs(two[both]).astype(np.int64))
 
     def match(self, call: Call, left: Tensor, right: Tensor, text: str) -> Tensor:
         """Unite two facets of equal shape; where only one has a channel, it stays. Returns merged ids, unsigned."""
-        dims = tuple(sorted({*varying(left), *varying(right)}))
-        one, two = crop(left, dims), crop(right, dims)
-        alone = (one != 0) ^ (two != 0)
-        if bool(alone.any()):
-            lonely = torch.where(one != 0, one, two)[alone]
-            self.ids.freeze(lonely.abs().numpy().astype(np.int64), self.reason(call, text))
-        self.unite(one, two)
-        merged = torch.where((one != 0) & (two != 0), one.abs(), torch.zeros_like(one))
-        return merged.expand(left.shape)
+        one, two = _side_by_side(left, right)
+        held, other = one != 0, two != 0
+        both, alone = held & other, held ^ other
+        if alone.any():
+            self.ids.freeze(np.abs(one + two)[alone].astype(np.int64), self.reason(call, text))
+        size = np.abs(one)
+        self.ids.unite(size[both].astype(np.int64), np.abs(two[both]).astype(np.int64))
+        return torch.from_numpy(np.where(both, size, 0)).expand(left.shape)
 
     def balance(self, call: Call, parts: Sequence[Tensor]) -> None:
         """As many channels go from each of these lines; which with which is left open until all else is known."""
@@ -160,7 +157,7 @@ class Context:
         """Unite everything within each index of `dim`; a partly bare index stays. Returns the line."""
         rows = crop(facet).movedim(dim, 0).reshape(facet.shape[dim], -1)
         if rows.shape[1] == 1:
-            return rows[:, 0].to(torch.int32)
+            return rows[:, 0]
         partial = (rows == 0).any(1) & (rows != 0).any(1)
         if bool(partial.any()):
             self.freeze(call, rows[partial], "only a part of this index belongs to a channel")
@@ -194,6 +191,8 @@ class Context:
         zeroing them would not silence it, the channel stays.
         """
         leaking = channels < 0
+        if not bool(leaking.any()):
+            return channels
         self.silence(weights[leaking & (weights > 0)])
         stays = leaking & (weights <= 0)
         if bool(stays.any()):
@@ -207,7 +206,7 @@ class Context:
 
     def consume(self, vector: Tensor) -> None:
         """Weight slices with these ids only read channels."""
-        ids = vector.abs().numpy().astype(np.int64).reshape(-1)
+        ids = flat(vector)
         self.consumed.append(ids[ids > 0])
 
     def pass_along(self, call: Call, shadow: Shadow, dims: dict[int, int], *, sign: int = 1, text: str) -> Facets:
@@ -227,6 +226,13 @@ class Context:
             values = small.permute(*order, *[d for d in range(small.dim()) if d not in order]).reshape(view)
             kept.append(signed(values, sign).expand(shape))
         return [facet for facet in kept if not is_empty(facet)]
+
+
+def _side_by_side(left: Tensor, right: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Two facets of equal shape along every dimension along which either varies. In numpy, which takes a fraction of
+    the time that torch does for a few numbers."""
+    dims = {*varying(left), *varying(right)}
+    return crop(left, tuple(dims)).numpy(), crop(right, tuple(dims)).numpy()
 
 
 def signed(facet: Tensor, sign: int) -> Tensor:

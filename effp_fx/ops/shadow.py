@@ -32,19 +32,22 @@ class Shadow:
 def varying(facet: Tensor) -> tuple[int, ...]:
     """The dimensions along which the facet changes."""
     return tuple(
-        dim for dim, (size, step) in enumerate(zip(facet.shape, facet.stride(), strict=True)) if size > 1 and step != 0
+        [dim for dim, (size, step) in enumerate(zip(facet.shape, facet.stride(), strict=True)) if size > 1 and step]
     )
 
 
 def crop(facet: Tensor, dims: tuple[int, ...] | None = None) -> Tensor:
     """The facet with every dimension that does not vary (or is not in `dims`) cut to size 1."""
-    kept = varying(facet) if dims is None else dims
+    shape, stride = facet.shape, facet.stride()
     # An expanded dimension of size 0 (no box was found) still has its value; one of real size 0 has none.
-    sizes = [
-        size if dim in kept or (size == 0 and step != 0) else 1
-        for dim, (size, step) in enumerate(zip(facet.shape, facet.stride(), strict=True))
-    ]
-    return facet.as_strided(sizes, facet.stride(), facet.storage_offset())
+    if dims is None:
+        sizes = [size if step else 1 for size, step in zip(shape, stride, strict=True)]
+    else:
+        sizes = [
+            size if dim in dims or (size == 0 and step) else 1
+            for dim, (size, step) in enumerate(zip(shape, stride, strict=True))
+        ]
+    return facet if sizes == list(shape) else facet.as_strided(sizes, stride, facet.storage_offset())
 
 
 def compress(facet: Tensor) -> Tensor:
@@ -59,8 +62,7 @@ def compress(facet: Tensor) -> Tensor:
 
 def identity(facet: Tensor) -> tuple[object, ...]:
     """Equal for facets that are the same view of the same memory."""
-    small = crop(facet)
-    return small.data_ptr(), small.shape, small.stride(), facet.shape
+    return facet.data_ptr(), facet.shape, facet.stride()
 
 
 def spread(vector: Tensor, dim: int, shape: tuple[int, ...]) -> Tensor:
@@ -77,7 +79,8 @@ def is_empty(facet: Tensor) -> bool:
 
 def flat(facet: Tensor) -> Array:
     """The ids in a facet, unsigned, without repeating dimensions that do not vary."""
-    return crop(facet).reshape(-1).abs().numpy().astype(np.int64)
+    ids: Array = np.abs(crop(facet).numpy().reshape(-1)).astype(np.int64)
+    return ids
 
 
 def moved(facet: Tensor, op: Callable[[Tensor], Tensor]) -> Tensor:

@@ -1,0 +1,92 @@
+"""Two graphs of one model, of eval and of train mode: what the second shows is learnt, what it repeats is not."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from effp_fx import tracing, watcher
+from effp_fx.capture import capture, replay
+from effp_fx.graph import same_ops
+from effp_fx.inputs import Example
+from effp_fx.models.registry import build
+from tests.exactness import Net, prepared
+
+IMAGE = Example((torch.rand(2, 3, 8, 8),))
+
+
+class Gated(nn.Module):
+    """Reads a value of its own on the way: it refuses activations that are all zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = (nn.Conv2d(a, b, 3) for a, b in ((3, 16), (16, 16), (16, 4)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.second(self.first(x))
+        if not bool(y.abs().sum() > 0):
+            raise ValueError("nothing to see")
+        return self.last(y)
+
+
+def test_counters_and_flags_make_no_other_graph() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.Conv2d(4, 2, 3))
+    evaluated, trained = capture(model, IMAGE), capture(model, IMAGE, train=True)
+    assert len(trained.graph_module.graph.nodes) > len(evaluated.graph_module.graph.nodes)
+    assert same_ops(evaluated.graph_module, trained.graph_module)
+
+
+def test_a_count_that_is_read_makes_another_graph() -> None:
+    def counted(m: Net, x: Tensor) -> Tensor:
+        result: Tensor = m.last(m.first(x) * (m.steps.add_(1) if m.training else m.steps))
+        return result
+
+    model = Net(counted, first=nn.Conv2d(3, 4, 3), last=nn.Conv2d(4, 2, 3), steps=torch.tensor(1))
+    evaluated, trained = capture(model, IMAGE), capture(model, IMAGE, train=True)
+    assert not same_ops(evaluated.graph_module, trained.graph_module)
+
+
+def test_a_head_that_only_training_runs_ties_its_channels_and_is_tried() -> None:
+    built = build("effp:auxiliary")
+    found = tracing.trace(built.model, built.example())
+    assert [(part.capture.train, part.novel) for part in found.analysis.graphs] == [(False, True), (True, True)]
+    assert {"first", "second"} <= {name.split(".")[0] for group in found.analysis.groups for name in group.layers}
+    assert found.trials >= 2
+
+
+def test_what_training_repeats_is_not_tried_again() -> None:
+    def scored(m: Net, x: Tensor) -> Tensor:
+        y: Tensor = m.last(torch.relu(m.first(x)))
+        return y if m.training else y.sigmoid()
+
+    model = prepared(Net(scored, first=nn.Conv2d(3, 8, 3), last=nn.Conv2d(8, 2, 3)))
+    found = tracing.trace(model, IMAGE)
+    assert [(part.capture.train, part.novel) for part in found.analysis.graphs] == [(False, True), (True, False)]
+    assert found.trials == 1
+
+
+@pytest.mark.parametrize("limit", [0, watcher._SMALL])
+def test_a_trial_without_values_is_not_the_last_word(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watcher, "_SMALL", limit)
+    found = tracing.trace(prepared(Gated()), IMAGE)
+    assert {group.name for group in found.analysis.groups} == {"first", "second"}
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv1d(4, 6, 3, 2, 1, groups=2), (2, 4, 9)),
+        (nn.Conv3d(3, 4, 3, padding=1), (1, 3, 4, 5, 6)),
+        (nn.ConvTranspose2d(4, 6, 3, 2, 1, output_padding=1), (1, 4, 5, 5)),
+        (nn.Linear(5, 7), (2, 3, 5)),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_a_product_that_is_not_computed_has_its_shape(
+    layer: nn.Module, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watcher, "_SMALL", 0)
+    runs = [replay(layer, Example((torch.rand(shape),)), lambda *_: None, shapes_only=only) for only in (False, True)]
+    computed, outlined = (run.output for run in runs)
+    assert computed.shape == outlined.shape
+    assert computed.any()
+    assert not outlined.any()
