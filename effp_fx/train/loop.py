@@ -92,7 +92,7 @@ class Loop:
 
 
 def check_takes_targets(model: nn.Module) -> None:
-    """Raise TrainingError for a model that cannot be called as `model(images, targets)`: no such detector."""
+    """Raise TrainingError for a model that cannot be called as `model(images, targets)`: no detector of this kind."""
     try:
         inspect.signature(unwrapped(model).forward).bind([], [])
     except TypeError as error:
