@@ -9,10 +9,10 @@ from typing import Any
 from torch import nn
 
 from effp_fx import importance, lowering, models, tracing
-from effp_fx.capture import without_history
 from effp_fx.errors import CaptureError, SessionError
 from effp_fx.groups import Analysis, Keep
 from effp_fx.inputs import Example
+from effp_fx.module_copy import copied
 from effp_fx.subject import examples_for
 
 
@@ -40,9 +40,9 @@ def rehearse(
         )
 
     try:
-        found = traced(models.randomise(_copy(network), example=_once(example)))
+        found = traced(models.randomise(copied(network), example=_once(example)))
     except CaptureError:  # a network that does not run on random statistics
-        found = traced(_copy(network))
+        found = traced(copied(network))
 
     def mask(analysis: Analysis) -> Keep:
         return lowering.choose(analysis, targets, importance.score(analysis, found.model, "gamma"))
@@ -56,10 +56,6 @@ def rehearse(
             mend="effp_fx.trace(model) shows what stays, and why",
         )
     return found
-
-
-def _copy(network: nn.Module) -> nn.Module:
-    return copy.deepcopy(network, without_history(network))
 
 
 def _once(example: Example) -> Example:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import nn
 
 from effp_fx import binding
-from effp_fx.capture import without_history
 from effp_fx.errors import SessionError
+from effp_fx.module_copy import copied
 from effp_fx.plan import plan_of
 from effp_fx.session import Session
 from effp_fx.subject import network_of, unwrapped
@@ -39,7 +38,7 @@ def fitted(model: nn.Module, fit: Fit | Iterable[Any], epochs: int | None, **opt
         Whatever fit and the session raise.
     """
     run = _checked(fit, epochs)
-    trained = copy.deepcopy(model, without_history(network_of(model)[0]))
+    trained = copied(model)
     made: list[Session] = []
 
     def session_factory(optimizer: Any, total_steps: int, **more: Any) -> Session:
