@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import multiprocessing
 import os
 import resource
@@ -25,8 +26,9 @@ PRELOADED = ["torch", "torchvision", "torch_pruning", "effp_fx", "timm", "transf
 def run(module: str, arguments: list[str], *, limit_s: float, threads: int = 1) -> dict[str, Any]:
     """Run `module.main()` with these arguments and `--json FILE` in a process of its own; return what it wrote to FILE.
 
-    A run past limit_s seconds gives {"status": "timeout"}; one that dies gives {"status": "crash"} with its error, or
-    the signal that ended it. "wall_s" is in every answer.
+    Seconds are the processor's, of that process, so that a busy machine changes neither what is measured nor what
+    comes to an end. A run past limit_s of them (or 20 times as long by the clock) gives {"status": "timeout"}; one
+    that dies gives {"status": "crash"} with its error, or the signal that ended it. "wall_s" is in every answer.
     """
     os.environ.update(OFFLINE | {"OMP_NUM_THREADS": str(threads)})
     context = multiprocessing.get_context("forkserver")
@@ -34,22 +36,25 @@ def run(module: str, arguments: list[str], *, limit_s: float, threads: int = 1) 
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
         start = time.perf_counter()
-        process = context.Process(target=_child, args=(module, [*arguments, "--json", str(answer)], folder))
+        process = context.Process(target=_child, args=(module, [*arguments, "--json", str(answer)], folder, limit_s))
         process.start()
-        process.join(limit_s)
+        process.join(20 * limit_s)
         if process.is_alive():
             os.killpg(process.pid, signal.SIGKILL)
             process.join()
-            result = {"status": "timeout", "message": f"no answer after {limit_s:.0f} s"}
+        if process.exitcode in (-signal.SIGKILL, -signal.SIGXCPU) and not answer.exists():
+            result = {"status": "timeout", "message": f"no answer after {limit_s:.0f} s of processor time"}
         else:
             result = _answer(answer, Path(folder) / "error", process.exitcode or 0)
         result["wall_s"] = round(time.perf_counter() - start, 3)
         return result
 
 
-def _child(module: str, arguments: list[str], folder: str) -> None:
+def _child(module: str, arguments: list[str], folder: str, limit_s: float) -> None:
     """In the forked process: a session of its own, nothing on the terminal, the error in a file."""
     os.setsid()
+    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(limit_s), resource.RLIM_INFINITY))
+    time.perf_counter = time.process_time  # what is measured, in this process only
     sys.argv = [module, *arguments]
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         try:

@@ -31,7 +31,7 @@ TARGETS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # the next is tried only where the on
 
 @dataclass
 class Row:
-    """What one model gave. Ratios are kept over dense, seconds wall clock on one thread."""
+    """What one model gave. Ratios are kept over dense, seconds as the process counts them, on one thread."""
 
     spec: str
     status: str = (
