@@ -18,10 +18,10 @@ WORKERS ?= -n logical --maxprocesses 4 --dist worksteal
 export HF_HUB_OFFLINE := 1
 export YOLO_OFFLINE := true
 
-.PHONY: help demo test check zoo bench golden docs clean
+.PHONY: help demo test check zoo bench bench-session golden docs clean
 
 help:  ## show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 demo: $(VENV)/.base  ## trace SSD300, prune it to half its FLOPs, verify, export, run in ONNX Runtime
 	$(BIN)/effp-fx demo
@@ -39,6 +39,9 @@ zoo: $(VENV)/.dev  ## every model of the zoo, Torch-Pruning beside it: docs/zoo.
 
 bench: $(VENV)/.dev  ## time of capture, analysis, plan and lowering against the number of layers
 	$(BIN)/python -m benchmarks.compile_time
+
+bench-session: $(VENV)/.dev  ## EFFP against dense, uniform and one-shot training: docs/results/session.md (hours)
+	$(BIN)/python -m benchmarks.session
 
 golden: $(VENV)/.dev  ## write the texts in tests/golden anew; read the diff before you commit it
 	$(BIN)/python -m pytest -m golden --update-golden $(PYTEST_ARGS)

@@ -25,15 +25,15 @@ def select(
 ) -> Keep:
     """The mask after an update (K).
 
-    Stage 2 of EFFP prunes to the target, and only what is alive competes there: what is held has the magnitude of
-    another time, from before its group shrank or grew. Stage 3 gives back floor(share * pruned) of all that is off. How
+    Stage 2 of EFFP prunes to the target, and only what is alive competes there, so that the last mask has no channel
+    that was not trained up to then. Stage 3 gives back floor(share * pruned) of all that is off. How
     the target's mask is found, and which channels come back, is ours: `importance` those with the highest score over
     the mean of their group, `random` any, drawn in proportion to it.
 
     Args:
         analysis: the channel groups.
         targets: what the final mask has to meet.
-        scores: (K), higher is better, finite; of what is held from when it was last alive.
+        scores: (K), higher is better, finite; of what is held as `Ranking` makes them comparable.
         alive: (K) True where a channel was on until now.
         share: the part that is given back, from the schedule.
         by: `importance` or `random`.

@@ -21,6 +21,7 @@ from effp_fx.session.history import Update, kept_by_group
 from effp_fx.session.holding import Holder
 from effp_fx.session.options import Options
 from effp_fx.session.pressure import prepared
+from effp_fx.session.ranking import Ranking
 from effp_fx.session.rehearsal import rehearse
 from effp_fx.session.selection import select
 from effp_fx.subject import network_of, rewrapped, unwrapped
@@ -102,6 +103,7 @@ class Session:
         del traced
         gc.collect()  # graphs are cycles, and hold the copies of the model that were tried on
         self._holder = Holder(self.analysis, self._tensors)
+        self._ranking = Ranking(self.analysis)
         self.step = 0
         self.history: list[Update] = []
         self.log: list[Callable[[Update], None]] = []
@@ -191,6 +193,7 @@ class Session:
             "step": self.step,
             "off": torch.from_numpy(self._holder.off.copy()),
             "aside": state.packed(self._holder.aside),
+            "means": torch.from_numpy(self._ranking.means.copy()),
             "pressure": self._pressure.state_dict(),
             "history": [update.to_dict() for update in self.history],
         }
@@ -203,6 +206,7 @@ class Session:
         state.check(saved, self._about())
         self.step = int(saved["step"])
         self._holder.restore(saved["off"].cpu().numpy().copy(), state.unpacked(saved["aside"]))
+        self._ranking.means = saved["means"].cpu().numpy().copy()
         self._pressure.load_state_dict(saved["pressure"])
         self.history[:] = [Update(**update) for update in saved["history"]]
 
@@ -262,7 +266,7 @@ class Session:
         off = before
         try:
             share = self.schedule.regrow_share(self.step)
-            scores = self._scores()
+            scores = self._ranking.fair(self._scores(), ~before)
             seed = self.options.seed + self.step
             off = ~select(self.analysis, self.targets, scores, ~before, share, self.options.regrow_by, seed)
         finally:  # whatever goes wrong in the choice, what was held is held again

@@ -17,7 +17,7 @@ from effp_fx.schedule import Schedule
 from effp_fx.session.holding import Slot
 
 VERSION = 1
-_KEYS = {"version", "about", "step", "off", "aside", "pressure", "history"}
+_KEYS = {"version", "about", "step", "off", "aside", "means", "pressure", "history"}
 
 
 def about(analysis: Analysis, targets: Targets, schedule: Schedule) -> dict[str, Any]:

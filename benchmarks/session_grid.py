@@ -1,0 +1,66 @@
+"""What the session's bench trains: nets, methods, seeds, and one change at a time from the defaults."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+SCENES: dict[str, Any] = {"images": 2000, "val_images": 500, "test_images": 1, "size": 96, "difficulty": 0.0, "seed": 0}
+NETS = {"ssd": "effp:ssd_small?num_classes=13&size=96", "yolo": "effp:yolo_small?num_classes=13&size=96"}
+EPOCHS = {"ssd": 12, "yolo": 12}
+RECIPES: dict[str, dict[str, Any]] = {"ssd": {}, "yolo": {}}
+METHODS = ("dense", "uniform", "one-shot gamma", "one-shot L1", "EFFP without regrowing", "EFFP")
+SEEDS = (0, 1, 2)
+
+# One change at a time, on the small SSD: the first of each list is the default.
+ABLATIONS: dict[str, list[dict[str, Any]]] = {
+    "pressure": [{"pressure": value} for value in (0.0, 0.03, 0.3, 1.0)],
+    "alpha": [{"alpha": value} for value in (0.01, 1.0)],
+    "threshold": [{"threshold": value} for value in (0.001, 0.1)],
+    "schedule": [{"start": 0.02, "end": 0.3}, {"start": 0.02, "end": 0.6}, {"start": 0.3, "end": 0.75}],
+    "regrow": [{"regrow": value} for value in (0.25, 1.0)],
+    "regrow by": [{"regrow_by": "random"}],
+    "importance": [{"importance": "l1"}, {"importance": "l2"}],
+}
+ABLATION_SEEDS = (0, 1)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training."""
+
+    net: str
+    method: str
+    seed: int
+    group: str = "main"
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Unique, and what `--only` matches: `main/ssd/EFFP/0`."""
+        changed = json.dumps(self.options, sort_keys=True) if self.options else ""
+        return f"{self.group}/{self.net}/{self.method}{changed}/{self.seed}"
+
+    def arguments(self, data: Path) -> list[str]:
+        """For `benchmarks.session_loop`."""
+        return [
+            NETS[self.net],
+            self.method,
+            *("--data", str(data), "--epochs", str(EPOCHS[self.net]), "--seed", str(self.seed)),
+            *("--recipe", json.dumps(RECIPES[self.net]), "--options", json.dumps(self.options)),
+        ]
+
+
+def cells() -> list[Cell]:
+    """All trainings, those first whose order in time matters least to the table."""
+    main = [Cell(net, method, seed) for seed in SEEDS for net in NETS for method in METHODS]
+    changed = [
+        Cell("ssd", "EFFP", seed, group, options)
+        for seed in ABLATION_SEEDS
+        for group, several in ABLATIONS.items()
+        for options in several
+    ]
+    changed += [Cell("ssd", "EFFP without cost", seed, "cost") for seed in ABLATION_SEEDS]
+    return main + changed
