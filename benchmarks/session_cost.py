@@ -26,7 +26,7 @@ import effp_fx
 from benchmarks import isolated, machine
 from benchmarks.session_subject import Samples, Subject, scenes, subject
 
-SPECS = {"ultralytics:yolov8n.yaml": ((160, 8), (320, 8)), "effp:ssd300_vgg16_bn": ((300, 2), (300, 4))}
+SPECS = {"ultralytics:yolov8n.yaml": ((160, 8), (320, 16)), "effp:ssd300_vgg16_bn": ((300, 2), (300, 4))}
 """Model spec -> side of the images in pixels and images a batch, for time and for memory."""
 PHASES = ("before the first update", "between updates", "mask fixed")
 ROOT = Path(__file__).resolve().parent.parent

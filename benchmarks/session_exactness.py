@@ -177,7 +177,9 @@ def page(facts: dict[str, str], rows: dict[str, dict[str, Any]]) -> str:
         " cost; below 1 means that the target is met within one channel. Off but not zero: parameters of channels that"
         " are off with a value other than 0, counted after every step. The detectors are random weights after 26"
         " steps, so their mAP is near 0; the detections of masked and compact are therefore compared one by one as"
-        f" well, in float64, on {JUDGED} scenes: boxes, scores and labels, relative to the largest."
+        f" well, in float64, on {JUDGED} scenes: boxes, scores and labels, relative to the largest. Before that,"
+        " `compact()` itself has compared all outputs, and all that detections are chosen among, within 1e-9, or there"
+        " would be no row."
     )
     return (
         "\n\n".join(["# Masked and compact after 20 updates", machine.as_markdown(facts), about, note])

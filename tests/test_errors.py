@@ -54,6 +54,8 @@ def test_an_unreachable_target_is_a_target_error() -> None:
 def test_the_list_of_kinds_is_the_agreed_one() -> None:
     assert sorted(kind.__name__ for kind in KINDS) == [
         "CaptureError",
+        "DataError",
+        "DivergenceError",
         "EffpError",
         "ExportError",
         "FileFormatError",
@@ -63,6 +65,7 @@ def test_the_list_of_kinds_is_the_agreed_one() -> None:
         "NameNotFoundError",
         "PlanMismatchError",
         "RegistrationError",
+        "SessionError",
         "TargetError",
         "UnreachableTargetError",
         "VerificationError",
