@@ -9,7 +9,12 @@ from torch import nn
 
 from effp_fx import models
 from effp_fx.cli.arguments import shaped
-from effp_fx.inputs import Example
+from effp_fx.export import parity
+from effp_fx.inputs import Example, repeat_batch
+
+
+_IMAGES = 6
+"""That statistics are measured on: those of one small image alone would blow up every other."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +33,9 @@ class Subject:
         example = built.example()
         if self.side is not None:
             example = shaped(example, f"1x3x{self.side}x{self.side}", built.model)
-        models.randomise(built.model, seed, example=example)
-        cool(built.model, example)
+        several = parity.other_values(repeat_batch(example, _IMAGES))
+        models.randomise(built.model, seed, example=several)
+        cool(built.model, several)
         return built.model, example
 
 
