@@ -24,13 +24,9 @@ ONNX Runtime on the example and two random inputs.
 - **detections**: how many of the model's own were compared, and how many have no partner in the file of the same class,
   score and box within 1e-3. Models that choose none by themselves (YOLO, DETR) are compared with the same choice in
   PyTorch.
-<<<<<<< HEAD
-- **TRT 8.5, 8.6, 10**: the worst verdict of `check_tensorrt` over the nodes (static, from NVIDIA's parser tables;
-  TensorRT itself was not run). **DLA**: the share of the multiply-accumulates that the Xavier's DLA does in FP16.
-=======
 - **TRT 8.5, 8.6, 10**: the worst verdict of `check_tensorrt` over the nodes (static, from the tables of NVIDIA's
-  parser; TensorRT itself was not run). **DLA**: the share of the multiply-accumulates that the Xavier's DLA does in FP16.
->>>>>>> export
+  parser; TensorRT itself was not run). **DLA**: the share of the multiply-accumulates that the Xavier's DLA does in
+  FP16.
 """
 
 
