@@ -147,7 +147,7 @@ def _count(
     own = selection.own(output, detection)
     wanted = own if isinstance(own, list) else selection.select(recorded[0], recorded[1], decoding)
     wanted = [_above(image, decoding.score_threshold) for image in wanted]
-    counts.tied |= _ties(file[1][file[1] > decoding.score_threshold])
+    counts.tied |= any(_ties(image.scores) for image in found)
     chosen = selection.unmatched(found, selection.select(file[0], file[1], decoding), _SAME)
     counts.chosen = (counts.chosen[0] + chosen[0], counts.chosen[1] + chosen[1])
     other = selection.unmatched(found, wanted, _SAME)

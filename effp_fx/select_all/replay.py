@@ -118,7 +118,7 @@ class Replay:
     def _rule(self, node: fx.Node) -> Value | list[Value]:
         name = graph.op_name(node).rpartition(".")[2]
         if name == "_getitem":
-            return self._values[node.args[0]][node.args[1]]  # type: ignore[index]  # a list, a number
+            return self._part(node)
         if name in rules.SORTS:
             return rules.sorted_values(name, self.value(node.args[0]), _argument(node, "dim", -1))  # type: ignore[arg-type]
         if name == "nms":
@@ -137,6 +137,14 @@ class Replay:
         if name == "slice" and self._truncates(node):
             return self.value(node.args[0])  # type: ignore[arg-type]  # a tensor
         return self._run(node, name)
+
+    def _part(self, node: fx.Node) -> Value:
+        """One of several results: of an op of the replay, or of one before it (the place of a maximum)."""
+        source, at = node.args
+        if source in self._values:
+            return self._values[source][at]  # type: ignore[index]  # a list, a number
+        info = graph.info(node)
+        return Rows(self.result.node_copy(node, self._copies.__getitem__), info.shape, info.dtype)
 
     def _gather(self, node: fx.Node, name: str) -> Value:
         args: Any = node.args
@@ -227,7 +235,9 @@ class Replay:
             dims = _argument(node, "dim", None)
             over = dims if isinstance(dims, (list, tuple)) else [dims]
             recorded, now = graph.info(source).shape, shapes[source].shape
-            if None in over or not over or any(recorded[dim] != now[dim] for dim in over):
+            last = {-1, len(now) - 1} if len(now) > 1 else set()
+            # Rows never lie last in what has coordinates or classes; their number may be what it was by chance.
+            if not over or any(dim not in last or recorded[dim] != now[dim] for dim in over):
                 raise Refusal("it combines rows, of which a selection may have removed some")
             return
         elementwise = row is not None and row.kind in ("pass", "tie")
