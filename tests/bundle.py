@@ -72,9 +72,9 @@ def _lend(site: Path) -> None:
 
 def run(folder: Path, script: str, *arguments: str, expect: int = 0) -> str:
     """Run a script of a bundle in that environment; return what it printed, errors included."""
-    clean = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    clean = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", "PYTHONNOUSERSITE": "1"}
     done = subprocess.run(
-        [python(), "-I", script, *arguments], cwd=folder, env=clean, capture_output=True, text=True, timeout=300
+        [python(), script, *arguments], cwd=folder, env=clean, capture_output=True, text=True, timeout=300
     )
     if done.returncode != expect:
         pytest.fail(f"{script} {arguments} gave {done.returncode}\n{done.stdout}\n{done.stderr}")

@@ -128,8 +128,8 @@ def test_suppression_is_torchvisions(seed: int) -> None:
     labels = scores.argmax(1)
     order = np.argsort(-scores.max(1), kind="stable")
     kept = order[detections.suppress(boxes[order], labels[order], 0.4, 1000)]
-    exact = torch.from_numpy(boxes).double()  # it moves the classes apart, which rounds
-    wanted = torchvision.ops.batched_nms(exact, torch.from_numpy(scores.max(1)), torch.from_numpy(labels), 0.4)
+    exact = [torch.from_numpy(array).double() for array in (boxes, scores.max(1))]  # it moves classes apart, and rounds
+    wanted = torchvision.ops.batched_nms(*exact, torch.from_numpy(labels), 0.4)
     assert kept.tolist() == wanted.tolist()
     few = detections.suppress(boxes[order], labels[order], 0.4, 5)
     assert order[few].tolist() == wanted.tolist()[:5]
