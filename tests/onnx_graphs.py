@@ -22,7 +22,7 @@ def graph(
     rank: int | None = None,
     **constants: Any,
 ) -> Graph:
-    """Writes a file: input x, output y, the nodes, constants by name; `k` and `scores` are inputs where they are used."""
+    """Writes a file: input x, output y, the nodes, constants by name; `k` and `scores` are inputs where used."""
 
     def write(folder: Path) -> Path:
         made = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]

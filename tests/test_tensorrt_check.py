@@ -64,6 +64,18 @@ def test_a_softmax_runs_on_the_dla_of_an_orin_only(tmp_path: Path) -> None:
     assert not check_tensorrt(path, TEN).dla
 
 
+def test_a_network_with_ranges_written_into_it_does_not_run_on_the_dla(tmp_path: Path) -> None:
+    path = graph(
+        node("QuantizeLinear", "x", "s", "z", outputs=("q",)),
+        node("DequantizeLinear", "q", "s", "z", outputs=("d",)),
+        node("Conv", "d", "w"),
+        w=weight(8, 16, 1, 1),
+        s=np.float32(0.1),
+        z=np.int8(0),
+    )(tmp_path)
+    assert all("Q/DQ" in (why or "") for why in on_dla(path).values())
+
+
 def test_share_and_changes_of_side(tmp_path: Path) -> None:
     """conv - relu - exp (GPU) - conv, and beside them a branch that needs no change of its own."""
     path = graph(

@@ -71,5 +71,6 @@ class BundleOptions:
         try:
             lines = self.classes.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise ExportError("the names of the classes cannot be read", where=str(self.classes), seen=str(error)) from error
+            what = "the names of the classes cannot be read"
+            raise ExportError(what, where=str(self.classes), seen=str(error)) from error
         return [line.strip() for line in lines if line.strip()]

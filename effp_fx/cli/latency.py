@@ -10,7 +10,7 @@ import typer
 from effp_fx import report
 from effp_fx.cli.arguments import Json, print_json
 
-Measured = Annotated[Path, typer.Argument(metavar="DIR_OR_ONNX", help="A folder from effp-fx export --target, or ONNX.")]
+Measured = Annotated[Path, typer.Argument(metavar="DIR_OR_ONNX", help="A folder of effp-fx export --target, or ONNX.")]
 Against = Annotated[Path | None, typer.Option("--against", metavar="DENSE", help="The dense one, timed in turns.")]
 Threads = Annotated[int, typer.Option("--threads", min=0, help="Of ONNX Runtime; 0: as many as there are cores.")]
 Rounds = Annotated[int, typer.Option("--rounds", min=1, help="As many times as each is run.")]

@@ -43,7 +43,7 @@ class Latency:
         return low, high
 
     def percentile(self, share: float) -> float:
-        """Seconds that this part of the rounds did not exceed: 0.5 is the median, 0.99 all but the slowest hundredth."""
+        """Seconds that this part of the rounds did not exceed: 0.99 is all but the slowest hundredth."""
         return float(np.quantile(self.seconds, share))
 
     @property

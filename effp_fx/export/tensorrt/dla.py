@@ -51,6 +51,8 @@ def place(node: Node, engine: Accelerator, precision: str = "FP16") -> Placement
         return Placement(NOWHERE)
     if node.depth or node.domain not in STANDARD:
         return Placement(GPU, "the body of a loop or branch" if node.depth else "a plugin")
+    if node.network.quantised:
+        return Placement(GPU, "ranges written into the file (Q/DQ): the DLA takes INT8 from a calibration only")
     rule = _RULES.get(node.op)
     if rule is None:
         return Placement(GPU, f"the DLA has no {node.op}")

@@ -89,6 +89,8 @@ class Network:
     known: dict[str, Value] = field(default_factory=dict)
     constants: set[str] = field(default_factory=set)
     values: dict[str, NDArray[Any]] = field(default_factory=dict)
+    quantised: bool = False
+    """Whether ranges are written into the file as QuantizeLinear and DequantizeLinear."""
 
     def value(self, name: str) -> Value:
         """What is known of a tensor; nothing, maybe."""
@@ -149,6 +151,7 @@ def _add_node(network: Network, proto: onnx.NodeProto, index: int, depth: int) -
         name, proto.op_type, proto.domain, tuple(proto.input), tuple(proto.output), _decoded(plain), network, depth
     )
     network.nodes.append(node)
+    network.quantised |= node.op == "DequantizeLinear"
     _follow_constants(network, node, bool(bodies))
     for body in bodies:
         _add_graph(network, body, depth + 1)
