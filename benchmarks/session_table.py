@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
-from benchmarks.session_grid import EPOCHS, NETS, SCENES, Cell
+from benchmarks.session_grid import ABLATED, EPOCHS, NETS, SCENES, Cell
 
 Done = dict[str, dict[str, Any]]
 
@@ -46,7 +46,7 @@ def page(cells: list[Cell], done: Done, facts: dict[str, str]) -> str:
         parts += [f"## `{spec}`, {EPOCHS[net]} epochs", _table(cells, done, net, "main")]
     parts += [
         "## One change at a time",
-        "EFFP on the first net; the first line is EFFP with the defaults.",
+        f"EFFP on `{ABLATED}`; the first line is EFFP with the defaults.",
         _changes(cells, done),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
