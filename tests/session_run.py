@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from effp_fx import Session, models
 
 STEPS = 12
-UPDATES: dict[str, Any] = {"start": 0.2, "end": 0.7, "updates": 4}
-"""At steps 2, 4, 6 and 8 of 12."""
+UPDATES: dict[str, Any] = {"start": 0.2, "end": 0.7, "updates": 4, "regrow": 0.5}
+"""At steps 2, 4, 6 and 8 of 12; the first takes channels off already."""
 Make = Callable[[nn.Module], torch.optim.Optimizer]
 
 
