@@ -100,8 +100,8 @@ def _decoding(manifest: dict[str, Any]) -> str:
 def _anywhere(decoding: dict[str, Any] | None) -> str:
     if decoding is not None and decoding["suppression"] == "EfficientNMS_TRT":
         return (
-            "This file holds TensorRT's plugin EfficientNMS_TRT, which ONNX Runtime has not: what follows works with a\n"
-            "folder that was made with part='decoded'."
+            "This file holds TensorRT's plugin EfficientNMS_TRT, which ONNX Runtime lacks: what follows works with\n"
+            "a folder that was made with part='decoded'."
         )
     return "The same scripts run with ONNX Runtime:"
 
