@@ -12,7 +12,6 @@ from effp_fx.cli.arguments import shaped
 from effp_fx.export import parity
 from effp_fx.inputs import Example, repeat_batch
 
-
 _IMAGES = 6
 """That statistics are measured on: those of one small image alone would blow up every other."""
 

@@ -25,7 +25,8 @@ ONNX Runtime on the example and two random inputs.
   score and box within 1e-3. Models that choose none by themselves (YOLO, DETR) are compared with the same choice in
   PyTorch.
 - **TRT 8.5, 8.6, 10**: the worst verdict of `check_tensorrt` over the nodes (static, from the tables of NVIDIA's
-  parser; TensorRT itself was not run). **DLA**: the share of the multiply-accumulates that the Xavier's DLA does in FP16.
+  parser; TensorRT itself was not run). **DLA**: the share of the multiply-accumulates that the Xavier's DLA does in
+  FP16.
 """
 
 

@@ -103,7 +103,8 @@ def _narrowed(nodes: list[fx.Node], field: Field) -> tuple[list[fx.Node], Field]
     if dim % rank != field.dim % rank:
         return nodes, field
     start = 0
-    for part in join.args[0]:  # type: ignore[union-attr]  # a list of nodes
+    parts: Any = join.args[0]
+    for part in parts:
         stop = start + graph.info(part).shape[dim]
         if (start, stop) == field.columns:
             return [part], Field(field.output, None, field.dim)

@@ -143,7 +143,10 @@ def test_the_model_is_left_as_it_was_and_nothing_is_printed(tmp_path: Path, capf
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"part": "boxes"}, "not there yet"),
+        ({"part": "boxes"}, "network, decoded, full"),
+        ({"target": "jetson-nano"}, "jetson-xavier-nx"),
+        ({"batch": 0}, "a number of images"),
+        ({"batch": "any"}, "a number of images"),
         ({"opset": 9}, "13 to 23"),
         ({"opset": 99}, "13 to 23"),
         ({"opset": "17"}, "13 to 23"),

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from effp_fx.errors import ExportError
-from effp_fx.export import export_onnx, exporters, integers
+from effp_fx.export import export_onnx, exporters, identities, integers
 from effp_fx.export.lower_opset import lowered
 
 X = np.random.default_rng(0).standard_normal((2, 6, 5, 4)).astype(np.float32)
@@ -104,6 +104,29 @@ def test_where_the_old_exporter_fails_the_new_ones_file_is_restated(
     assert report.opset == opset and report.worst < 1e-5
     kinds = {node.op_type for node in onnx.load(str(tmp_path / "net.onnx")).graph.node}
     assert "LayerNormalization" not in kinds and ("HardSwish" in kinds) == (opset >= 14)
+
+
+@pytest.mark.parametrize(("side", "left"), [(5, 0), (7, 1)])
+def test_a_resize_to_the_size_that_is_there_is_taken_out(side: int, left: int) -> None:
+    nodes = [
+        helper.make_node("Relu", ["x"], ["a"]),
+        helper.make_node("Resize", ["a", "", "", "sizes"], ["b"], mode="linear"),
+        helper.make_node("Neg", ["b"], ["y"]),
+    ]
+    file = helper.make_model(
+        helper.make_graph(
+            nodes,
+            "three",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, X.shape)],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+            [numpy_helper.from_array(np.array([2, 6, side, 4], np.int64), "sizes")],
+        ),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+    made = identities.without_resizes(file)
+    assert sum(node.op_type == "Resize" for node in made.graph.node) == left
+    np.testing.assert_array_equal(run(made)[0], run(file)[0])
 
 
 def test_constant_indices_become_32_bit_and_shapes_stay() -> None:

@@ -29,7 +29,7 @@ def decode(deltas: Tensor, anchors: Tensor) -> Tensor:
 
 
 class Detector(nn.Module):
-    """Two levels of raw heads, then the post-processing that a test gives: `after(deltas, logits, anchors)` by level."""
+    """Two levels of raw heads, then the post-processing that a test gives: deltas, logits and anchors by level."""
 
     def __init__(self, after: Callable[[list[Tensor], list[Tensor], list[Tensor]], object]) -> None:
         super().__init__()

@@ -40,4 +40,4 @@ def narrowed(model: onnx.ModelProto) -> onnx.ModelProto:
 def _copy(graph: onnx.GraphProto, item: onnx.TensorProto) -> str:
     values = np.clip(numpy_helper.to_array(item), -_LIMIT - 1, _LIMIT).astype(np.int32)
     graph.initializer.append(numpy_helper.from_array(values, f"{item.name}_int32"))
-    return graph.initializer[-1].name
+    return str(graph.initializer[-1].name)

@@ -16,7 +16,7 @@ from torch import nn
 from effp_fx import graph
 from effp_fx.capture import private_copy
 from effp_fx.errors import ExportError
-from effp_fx.export import comparison, detections, exporters, integers, onnx_file, parts
+from effp_fx.export import comparison, detections, exporters, identities, integers, onnx_file, parts
 from effp_fx.export.parts import Recorded
 from effp_fx.export.report import PARTS, RUNTIME, TARGETS, ExportReport, ports
 from effp_fx.inputs import Example, as_example, repeat_batch
@@ -203,6 +203,7 @@ class _Work:
         if self.simplify:
             model, why_not = onnx_file.simplify(model)
             notes = (why_not,) if why_not else ()
+            model = identities.without_resizes(model)
         self._state_shapes(model)
         decoded = self._save("decoded", integers.narrowed(model) if self._narrow() else model)
         if not full or self.made.decoding is None:

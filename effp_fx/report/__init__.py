@@ -2,12 +2,11 @@
 
 from effp_fx.report.bench_report import bench_json, bench_table, latency_json, latency_table
 from effp_fx.report.data_report import data_json, data_table
+from effp_fx.report.export_report import export_json, export_table
 from effp_fx.report.group_page import check_suffix, write_graph
 from effp_fx.report.handoff_report import handoff_json, handoff_table
 from effp_fx.report.int8_report import int8_json, int8_table
 from effp_fx.report.prune_report import (
-    export_json,
-    export_table,
     file_list,
     plan_table,
     prune_json,

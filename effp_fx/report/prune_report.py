@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from effp_fx.plan import Plan, package_version
+from effp_fx.report.export_report import export_json
 from effp_fx.report.layers import LayerRow, layer_rows
 from effp_fx.report.subjects import Pruned
 from effp_fx.report.terminal import Bar, amount, percent, table, timings, whole
@@ -17,7 +18,7 @@ from effp_fx.report.trace_report import layer_json
 from effp_fx.verify import Check, Verification
 
 if TYPE_CHECKING:  # onnx takes a while to import
-    from effp_fx.export import ExportReport, Port
+    from effp_fx.export import ExportReport
 
 
 def prune_table(result: Pruned) -> RenderableType:
@@ -50,24 +51,6 @@ def verification_table(verification: Verification) -> RenderableType:
         )
     verdict = "the compact model computes what the masked one does" if verification.equal else "NOT verified"
     return Group(made, Text(f"{verdict} (float64: {verification.max_relative_error:.2e})"))
-
-
-def export_table(export: ExportReport) -> RenderableType:
-    """The ONNX file: what goes in and out, and how far ONNX Runtime is from PyTorch."""
-    made = table("ONNX", "", ">largest error", ">relative", title="ONNX Runtime against PyTorch")
-    for port in export.inputs:
-        made.add_row("in", str(port), "", "")
-    for port in export.outputs:
-        absolute, relative = export.max_absolute_error.get(port.name), export.max_relative_error.get(port.name)
-        shown = ["" if error is None else f"{error:.2e}" for error in (absolute, relative)]
-        made.add_row("out", str(port), *shown)
-    whole_network = "the model's own outputs" if export.own_outputs else "the heads before the model's post-processing"
-    lines = [
-        f"opset {export.opset}, {export.nodes_after} nodes ({export.nodes_before} before simplification), "
-        f"{amount(export.bytes)}B; {whole_network}",
-        *(f"note: {note}" for note in export.notes),
-    ]
-    return Group(made, Text("\n".join(lines)))
 
 
 def plan_table(plan: Plan) -> RenderableType:
@@ -144,24 +127,6 @@ def verification_json(verification: Verification) -> dict[str, Any]:
     }
 
 
-def export_json(export: ExportReport) -> dict[str, Any]:
-    """What `export_table` says; errors by the name of the output."""
-    return {
-        "path": str(export.path),
-        "inputs": [_port(port) for port in export.inputs],
-        "outputs": [_port(port) for port in export.outputs],
-        "own_outputs": export.own_outputs,
-        "opset": export.opset,
-        "nodes_before": export.nodes_before,
-        "nodes_after": export.nodes_after,
-        "bytes": export.bytes,
-        "max_absolute_error": dict(export.max_absolute_error),
-        "max_relative_error": dict(export.max_relative_error),
-        "seconds": export.seconds,
-        "notes": list(export.notes),
-    }
-
-
 def pruned_rows(result: Pruned) -> tuple[LayerRow, ...]:
     """The layers before and after."""
     return layer_rows(result.trace.analysis, result.keep)
@@ -211,7 +176,3 @@ def _row_json(row: LayerRow, total: float) -> dict[str, Any]:
         "params_after": row.params_after,
     }
     return layer_json(row, total) | after
-
-
-def _port(port: Port) -> dict[str, Any]:
-    return {"name": port.name, "dtype": port.dtype, "shape": list(port.shape)}

@@ -62,11 +62,11 @@ def _slice_of(add: Add, parts: Sequence[Rows], dim: int) -> Rows | None:
         return None
     if any(part.index is not None for part in parts):
         return None
-    source: Any = nodes[0].args[0]
-    column, first = (int(item) for item in nodes[0].args[1:])  # type: ignore[call-overload]  # numbers
+    calls: list[Any] = [node.args for node in nodes]
+    source, column, first = calls[0]
     column %= len(graph.info(source).shape)
     wanted = [(source, column, first + at) for at in range(len(nodes))]
-    given = [(node.args[0], node.args[1] % len(graph.info(source).shape), node.args[2]) for node in nodes]  # type: ignore[operator]
+    given = [(item, at % len(graph.info(source).shape), place) for item, at, place in calls]
     if given != wanted:
         return None
     cut = add(_ATEN.slice.Tensor, (source, column, first, first + len(nodes)), parts[0])

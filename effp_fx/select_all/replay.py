@@ -14,23 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from effp_fx import graph, ops
+from effp_fx import graph
 from effp_fx.dense_part import Facts
 from effp_fx.errors import ExportError
 from effp_fx.graph import TensorInfo
 from effp_fx.select_all import rules
+from effp_fx.select_all.calls import REDUCES, argument, check_rows, needed
 from effp_fx.select_all.joining import joined
 from effp_fx.select_all.values import Known, Refusal, Rows, Value, new_sizes, on_meta, refusal
 
 _RESHAPES = {"view", "reshape", "_unsafe_view", "expand", "broadcast_to"}
-_MOVES = {
-    "view", "reshape", "_unsafe_view", "flatten", "unflatten", "permute", "transpose", "t", "movedim", "squeeze",
-    "unsqueeze", "contiguous", "stack", "cat", "concat", "detach", "alias", "clone", "select", "slice", "narrow",
-    "split", "split_with_sizes", "chunk", "unbind", "expand", "repeat",
-}  # fmt: skip
-_REDUCES = {
-    "softmax", "log_softmax", "amax", "amin", "max", "min", "sum", "mean", "prod", "argmax", "argmin",
-}  # fmt: skip
 
 
 class Replay:
@@ -100,7 +93,7 @@ class Replay:
         found = set(wanted)
         for node in reversed(self._facts.nodes):
             if node in found and node in self._selected:
-                found.update(_needed(node))
+                found.update(needed(node))
         return found
 
     def _replayed(self, node: fx.Node) -> Value | list[Value]:
@@ -120,7 +113,7 @@ class Replay:
         if name == "_getitem":
             return self._part(node)
         if name in rules.SORTS:
-            return rules.sorted_values(name, self.value(node.args[0]), _argument(node, "dim", -1))  # type: ignore[arg-type]
+            return rules.sorted_values(name, self.value(node.args[0]), argument(node, "dim", -1))  # type: ignore[arg-type]
         if name == "nms":
             return Known(torch.arange(self.value(node.args[1]).whole[0]))  # type: ignore[arg-type]  # the scores
         if name in rules.ENUMERATES and len(node.all_input_nodes) == 1:
@@ -195,11 +188,11 @@ class Replay:
 
     def _truncates(self, node: fx.Node) -> bool:
         """Whether the slice keeps the first of what was selected."""
-        dim = _argument(node, "dim", 0)
+        dim = argument(node, "dim", 0)
         recorded, now = graph.info(node.args[0]).shape, self.value(node.args[0]).whole  # type: ignore[arg-type]
         if recorded[dim] == now[dim]:
             return False
-        if _argument(node, "start", 0) not in (0, None) or _argument(node, "step", 1) != 1:
+        if argument(node, "start", 0) not in (0, None) or argument(node, "step", 1) != 1:
             raise Refusal("it leaves out the first of what was selected")
         return True
 
@@ -219,30 +212,11 @@ class Replay:
     def _write(self, node: fx.Node, name: str, values: dict[fx.Node, Value]) -> Value | list[Value]:
         shapes = {source: TensorInfo(value.whole, rules.value_dtype(value)) for source, value in values.items()}
         whole = on_meta(node.target, self._sized(node, node.args), node.kwargs, shapes)
-        self._check(node, name, shapes, whole)
+        check_rows(node, name, shapes, whole)
         later = next((value for value in values.values() if isinstance(value, Rows) and value.index is not None), None)
-        if later is not None and name not in _REDUCES and (dims := self._stays_late(node, values, whole)) is not None:
+        if later is not None and name not in REDUCES and (dims := self._stays_late(node, values, whole)) is not None:
             return self._emit(node, {source: _compact(self, value) for source, value in values.items()}, later, dims)
         return self._emit(node, {source: self.rows(value) for source, value in values.items()}, None, [])
-
-    def _check(self, node: fx.Node, name: str, shapes: dict[fx.Node, TensorInfo], whole: list[TensorInfo]) -> None:
-        """Refuse what is not known to treat each row alike."""
-        row = ops.find(node)
-        if name in _MOVES:
-            return
-        if name in _REDUCES:
-            source = next(iter(shapes))
-            dims = _argument(node, "dim", None)
-            over = dims if isinstance(dims, (list, tuple)) else [dims]
-            recorded, now = graph.info(source).shape, shapes[source].shape
-            last = {-1, len(now) - 1} if len(now) > 1 else set()
-            # Rows never lie last in what has coordinates or classes; their number may be what it was by chance.
-            if not over or any(dim not in last or recorded[dim] != now[dim] for dim in over):
-                raise Refusal("it combines rows, of which a selection may have removed some")
-            return
-        elementwise = row is not None and row.kind in ("pass", "tie")
-        if not elementwise or whole[0].shape != torch.broadcast_shapes(*(item.shape for item in shapes.values())):
-            raise Refusal("it is not known to treat each row alike")
 
     def _stays_late(self, node: fx.Node, values: dict[fx.Node, Value], whole: list[TensorInfo]) -> list[int] | None:
         """Along which dimension of each result the gathering may be done after the op; None: it may not."""
@@ -304,24 +278,6 @@ class Replay:
         now = _small(value) if late else value.whole
         sizes: Any = args[1]
         return (args[0], new_sizes(list(sizes), graph.info(args[0]).shape, now), *args[2:])
-
-
-def _needed(node: fx.Node) -> list[fx.Node]:
-    """What the replay of an op reads: of suppression only how many boxes there are."""
-    name = graph.op_name(node).rpartition(".")[2]
-    if name == "nms":
-        return [node.args[1]]  # type: ignore[list-item]  # the scores
-    if name in rules.SORTS or (name == "index_put" and graph.info(node).dtype is torch.bool):
-        return [node.args[0]]  # type: ignore[list-item]  # a tensor
-    return node.all_input_nodes
-
-
-def _argument(node: fx.Node, name: str, default: Any) -> Any:
-    """An argument by the name that it has in the op's schema."""
-    for at, item in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]  # an op of torch.library
-        if item.name == name:
-            return node.args[at] if at < len(node.args) else node.kwargs.get(name, default)
-    return default
 
 
 def _index_of(value: Rows) -> Tensor:
