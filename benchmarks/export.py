@@ -36,6 +36,7 @@ def main() -> None:
     """Measure what is missing, then write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", default=[], help="names of models, all where none is given")
+    parser.add_argument("--kinds", nargs="*", default=["dense", "pruned"], help="dense, pruned or both")
     parser.add_argument("--again", action="store_true", help="measure what is there already too")
     parser.add_argument("--page-only", action="store_true", help="write the page from the results that are there")
     options = parser.parse_args()
@@ -45,7 +46,7 @@ def main() -> None:
     rows: list[Row] = kept["rows"]
     for subject in [] if options.page_only else wanted:
         done = {row["kind"] for row in rows if row["model"] == subject.name}
-        for kind in ("dense", "pruned"):
+        for kind in options.kinds:
             if kind in done and not options.again:
                 continue
             rows = [row for row in rows if (row["model"], row["kind"]) != (subject.name, kind)]

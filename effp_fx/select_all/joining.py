@@ -62,12 +62,11 @@ def _slice_of(add: Add, parts: Sequence[Rows], dim: int) -> Rows | None:
         return None
     if any(part.index is not None for part in parts):
         return None
-    calls: list[tuple[Any, ...]] = [node.args for node in nodes]
+    calls: list[Any] = [node.args for node in nodes]
     source, column, first = calls[0]
-    rank = len(graph.info(source).shape)
-    column %= rank
+    column %= len(graph.info(source).shape)
     wanted = [(source, column, first + at) for at in range(len(nodes))]
-    given = [(tensor, dim % rank, index) for tensor, dim, index in calls]
+    given = [(item, at % len(graph.info(source).shape), place) for item, at, place in calls]
     if given != wanted:
         return None
     cut = add(_ATEN.slice.Tensor, (source, column, first, first + len(nodes)), parts[0])

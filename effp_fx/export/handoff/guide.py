@@ -34,6 +34,7 @@ def readme(manifest: dict[str, Any], checked: TensorRTReport, line: str, samples
         "verdict": _verdict(checked),
         "dla": _dla(checked),
         "dla_advice": _dla_advice(checked),
+        "anywhere": _anywhere(manifest["decoding"]),
         "line": line,
         "samples": samples,
         "expected": _expected(manifest["errors"]),
@@ -94,6 +95,15 @@ def _decoding(manifest: dict[str, Any]) -> str:
         f"boxes {found['box_format']} in {unit}; score above {found['score_threshold']}, {kept}, "
         f"at most {found['max_detections']}; {names}{more}"
     )
+
+
+def _anywhere(decoding: dict[str, Any] | None) -> str:
+    if decoding is not None and decoding["suppression"] == "EfficientNMS_TRT":
+        return (
+            "This file holds TensorRT's plugin EfficientNMS_TRT, which ONNX Runtime lacks: what follows works with\n"
+            "a folder that was made with part='decoded'."
+        )
+    return "The same scripts run with ONNX Runtime:"
 
 
 def _verdict(checked: TensorRTReport) -> str:
