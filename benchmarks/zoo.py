@@ -49,12 +49,12 @@ def finished(journal: Path) -> Parts:
 
 
 def run(models: Iterable[ZooModel], done: Parts, journal: Path, *, jobs: int, limits_s: dict[str, float]) -> None:
-    """Measure what is not done yet; the parts of a model one after the other, so that the machine is in one state."""
+    """Measure what is not done yet, of the parts that have a limit; those of a model one after the other."""
     lock = threading.Lock()
     facts = machine.describe()
 
     def one(model: ZooModel) -> None:
-        for part in PARTS:
+        for part in limits_s:
             if (model.spec, part) in done:
                 continue
             taken = {"date": facts["date"], "command": facts["command"], "jobs": jobs}
@@ -111,12 +111,13 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="models side by side; their times disturb each other")
     parser.add_argument("--limit", type=float, default=600.0, metavar="SECONDS", help="time for one measurement")
     parser.add_argument("--rival-limit", type=float, default=300.0, metavar="SECONDS", help="for Torch-Pruning")
+    parser.add_argument("--part", choices=PARTS, action="append", help="measure this part only; may be repeated")
     parser.add_argument("--redo", choices=(*PARTS, "all"), action="append", default=[], help="measure this part again")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "zoo", help="where the journal is kept")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where the page is written")
     parser.add_argument("--table-only", action="store_true", help="measure nothing, write the page from the journal")
     options = parser.parse_args()
-    limits_s = {"ours": options.limit, "nothing": options.rival_limit, "recipe": options.rival_limit}
+    limits_s = {part: options.limit if part == "ours" else options.rival_limit for part in options.part or PARTS}
     options.work.mkdir(parents=True, exist_ok=True)
     journal = options.work / "parts.jsonl"
     done, models = finished(journal), zoo()
