@@ -51,12 +51,14 @@ def main() -> None:
                 continue
             rows = [row for row in rows if (row["model"], row["kind"]) != (subject.name, kind)]
             rows += measure(subject, kind)
-            facts = machine.describe(
-                ("torch", "torchvision", "onnx", "onnxruntime", "onnxsim", "ultralytics", "transformers")
-            )
-            kept = {"facts": facts, "rows": sorted(rows, key=_place)}
+            kept = {"facts": machine.describe(PACKAGES) | _measured(rows), "rows": sorted(rows, key=_place)}
             atomic_file.write(RESULTS, (json.dumps(kept, indent=1) + "\n").encode())
     atomic_file.write(PAGE, export_page.page(kept.get("facts", {}), kept["rows"]).encode())
+
+
+def _measured(rows: list[Row]) -> dict[str, str]:
+    count = len({(row["model"], row["kind"]) for row in rows})
+    return {"networks": f"{count} of {2 * len(SUBJECTS)} measured"}
 
 
 def _place(row: Row) -> tuple[int, int, int]:
