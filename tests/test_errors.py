@@ -67,6 +67,7 @@ def test_the_list_of_kinds_is_the_agreed_one() -> None:
         "RegistrationError",
         "SessionError",
         "TargetError",
+        "TrainingError",
         "UnreachableTargetError",
         "VerificationError",
     ]

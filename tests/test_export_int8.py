@@ -21,6 +21,7 @@ from effp_fx.models.randomise import randomise
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("float") / "yolo.onnx"
+    torch.manual_seed(0)
     built = models.build("effp:yolo_small")
     randomise(built.model, example=built.example())
     export_onnx(built.model, path, part="decoded")
@@ -49,7 +50,7 @@ def test_convolutions_are_quantised_per_channel_and_decoding_stays(exported: Pat
         for path in (exported, report.path)
     )
     assert not np.array_equal(one, two)
-    assert np.abs(one - two).mean() < 0.1
+    assert np.corrcoef(one.ravel(), two.ravel())[0, 1] > 0.8
 
 
 def test_what_cannot_be_quantised_is_refused(exported: Path, tmp_path: Path) -> None:
@@ -61,7 +62,7 @@ def test_what_cannot_be_quantised_is_refused(exported: Path, tmp_path: Path) -> 
 
 
 def test_the_command_reports_map_in_float_and_int8(tmp_path: Path) -> None:
-    write_scenes(tmp_path / "scenes", images=1, val_images=4, test_images=1, size=96)
+    write_scenes(tmp_path / "scenes", images=24, val_images=4, test_images=1, size=96)  # enough for every class
     command = ["export", "effp:yolo_small", "-o", str(tmp_path / "net.onnx"), "--randomise", "--json"]
     command += ["--int8", "qdq", "--data", str(tmp_path / "scenes"), "--calibrate", "minmax"]
     result = CliRunner().invoke(app, command)
