@@ -61,14 +61,26 @@ class _Digests:
         return value
 
 
-def learn(work: Tracing, masked: nn.Module, keep: Keep) -> bool:
-    """Freeze the channels around the first op at which masked and compact model part. False: none was found."""
+def refit(work: Tracing, keep: Keep) -> bool:
+    """Freeze the channels around the first op whose sizes do not fit this plan. False: all fit.
+
+    A size that could be rebound in the trial, whose cuts are even, may not go with every plan: heads that are not cut
+    as wholes, for one.
+    """
     for part in work.analysis.graphs:
         mismatch = trial.run(work.model, work.analysis, part, work.example_of(part.capture), work.rules, keep)
         if mismatch is not None and len(mismatch.channels):
             work.freeze(mismatch.channels, mismatch.reason())
             work.settle(lambda _: None)
             return True
+    return False
+
+
+def learn(work: Tracing, masked: nn.Module, keep: Keep) -> bool:
+    """Freeze the channels around the first op at which masked and compact model part. False: none was found."""
+    if refit(work, keep):
+        return True
+    for part in work.analysis.graphs:
         node = _where_parted(work, part, masked, keep)
         if node is None:
             continue

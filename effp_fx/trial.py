@@ -35,7 +35,7 @@ class SizeRule:
 
     def value(self, keep: Keep) -> int:
         """The size for a plan."""
-        return self.old * int(kept_flags(self.channels, keep).sum()) // len(self.channels)
+        return max(1, self.old * int(kept_flags(self.channels, keep).sum()) // len(self.channels))
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ def network() -> nn.Module:
     )  # fmt: skip
 
 
-def trained(model: nn.Module, session_factory: Any, steps: int = 40, taken: int = 40, **options: Any) -> Any:
+def trained(model: nn.Module, session_factory: Any, steps: int = 60, taken: int = 60, **options: Any) -> Any:
     """The user's script: it knows nothing of pruning but one line."""
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
     session = session_factory(optimizer, steps, **options)
@@ -81,7 +81,7 @@ def test_a_loader_is_trained_on_by_the_loop_of_ours() -> None:
     model = models.build("effp:ssd_small?size=64&width=8&num_classes=3").model
     targets = [{"boxes": torch.tensor([[4.0, 4.0, 40.0, 40.0]]), "labels": torch.tensor([label])} for label in (1, 2)]
     images = [torch.rand(3, 64, 64) for _ in targets]
-    small = effp_fx.prune(model, target_flops=0.6, fit=[(images, targets)], epochs=40)
+    small = effp_fx.prune(model, target_flops=0.6, fit=[(images, targets)], epochs=60)
     assert type(small) is type(model)
     sizes = [sum(value.numel() for value in one.parameters()) for one in (model, small)]
     assert sizes[1] < sizes[0]

@@ -46,7 +46,7 @@ def read(path: Path) -> Any:
         if path.suffix.lower() == ".ppm":
             return _ppm(path)
         return _by_library(path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:  # ImportError: a decoder that Pillow finds is not there
         raise Failure(f"{path} cannot be read: {error}") from error
 
 
