@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch.utils._pytree as pytree
 from torch import fx, nn
 
@@ -67,13 +68,17 @@ def _rules_of(path: str, module: nn.Module, mismatch: Mismatch, written: set[int
     for exact in (True, False):
         for old, new, channels in ranked:
             for name, index, value in held:
-                fits = (
-                    value == old
-                    if exact
-                    else value > 1 and value != old and old % value == 0 and value * new % old == 0
-                )
-                if fits:
+                fits = value == old if exact else value > 1 and value != old and value * new % old == 0
+                if fits and (exact or _always_whole(value, old, channels)):
                     yield SizeRule(path, name, index, value, channels)
+
+
+def _always_whole(value: int, old: int, channels: Channels) -> bool:
+    """Whether a size that stands for `old` indices is a whole number under every plan, not just in the trial: heads
+    that go as wholes, the width of heads that all lose the same. Else a number that has nothing to do with them, and
+    divides by chance, would be taken for it."""
+    counts = np.unique(channels[channels >= 0], return_counts=True)[1]
+    return all(value * int(count) % old == 0 for count in (*counts, np.count_nonzero(channels < 0)))
 
 
 def _sizes_held(module: nn.Module) -> Iterator[tuple[str, int | None, int]]:
