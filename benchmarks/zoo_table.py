@@ -23,7 +23,8 @@ them matters. The target is half the FLOPs (`torch.utils.flop_counter`).
   every layer that lost nothing. `ok` means at most 1e-9.
 - **s**: for effp_fx capture, analysis, trial lowering, plan and lowering; for Torch-Pruning building the graph and one
   step of pruning at the ratio that was found, which leaves out the search for that ratio. Processor seconds of one
-  thread each, so that what else runs counts little. **MiB**: the process's peak, torch included.
+  thread each, so that what else runs counts little. Each part has its date and command in the JSON; times from another
+  day than the others' are left out. **MiB**: the process's peak, torch included.
 - **nothing told**: the model and its inputs only. **recipe**: what the examples of Torch-Pruning tell it about that
   family. Its ratio is found as its own reproduction script does it, in steps of 2 % of the channels.
 - `wrong`: it runs, and computes something else (outputs of another shape, where nothing told it to keep the classes;
