@@ -197,9 +197,10 @@ def _grid(replay: Replay, rows: Rows, order: Tensor, batched: bool) -> fx.Node:
 
 def _before_turning(node: fx.Node, shape: tuple[int, int]) -> fx.Node | None:
     """What was turned and flattened to `node`, if it has this shape."""
-    if graph.op_name(node) != "aten.flatten" or graph.op_name(node.args[0]) != "aten.movedim":  # type: ignore[arg-type]
+    turned: Any = node.args[0] if node.args else None
+    if graph.op_name(node) != "aten.flatten" or graph.op_name(turned) != "aten.movedim":
         return None
-    source: fx.Node = node.args[0].args[0]  # type: ignore[assignment,union-attr]  # what movedim turns
+    source: fx.Node = turned.args[0]
     return source if graph.info(source).shape == shape else None
 
 

@@ -113,13 +113,13 @@ class Replay:
         if name == "_getitem":
             return self._part(node)
         if name in rules.SORTS:
-            return rules.sorted_values(name, self.value(node.args[0]), argument(node, "dim", -1))  # type: ignore[arg-type]
+            return rules.sorted_values(name, self.value(_source(node)), argument(node, "dim", -1))
         if name == "nms":
             return Known(torch.arange(self.value(node.args[1]).whole[0]))  # type: ignore[arg-type]  # the scores
         if name in rules.ENUMERATES and len(node.all_input_nodes) == 1:
             return rules.enumerated(name, self.value(node.args[0]))  # type: ignore[arg-type]  # a tensor
         if name == "index_put" and graph.info(node).dtype is torch.bool:
-            return Known(torch.ones(self.value(node.args[0]).whole, dtype=torch.bool))  # type: ignore[arg-type]
+            return Known(torch.ones(self.value(_source(node)).whole, dtype=torch.bool))
         if name in rules.GATHERS:
             return self._gather(node, name)
         if name in rules.LIKE:
@@ -165,7 +165,7 @@ class Replay:
         """An index; one that no selection made must not be for rows whose number has changed."""
         if index in self._selected:
             return self.value(index)
-        if self.value(node.args[0]).whole != graph.info(node.args[0]).shape and graph.info(index).numel > 1:  # type: ignore[arg-type]
+        if self.value(_source(node)).whole != graph.info(_source(node)).shape and graph.info(index).numel > 1:
             raise Refusal("an index that is written for the rows that were selected")
         return self._known(index)
 
@@ -189,7 +189,7 @@ class Replay:
     def _truncates(self, node: fx.Node) -> bool:
         """Whether the slice keeps the first of what was selected."""
         dim = argument(node, "dim", 0)
-        recorded, now = graph.info(node.args[0]).shape, self.value(node.args[0]).whole  # type: ignore[arg-type]
+        recorded, now = graph.info(_source(node)).shape, self.value(_source(node)).whole
         if recorded[dim] == now[dim]:
             return False
         if argument(node, "start", 0) not in (0, None) or argument(node, "step", 1) != 1:
@@ -290,3 +290,10 @@ def _small(value: Value) -> tuple[int, ...]:
 
 def _compact(replay: Replay, value: Value) -> Rows:
     return value.plain() if isinstance(value, Rows) else replay.rows(value)
+
+
+def _source(node: fx.Node) -> fx.Node:
+    """The value that an op works on."""
+    source: Any = node.args[0]  # fx allows anything; an op on tensors has a node there
+    result: fx.Node = source
+    return result
