@@ -102,3 +102,7 @@ class DataError(EffpError):
 
 class TrainingError(EffpError):
     """A training run was asked for what it cannot do: numbers, model, data, device or folder do not fit together."""
+
+
+class MethodError(EffpError):
+    """A pruning method cannot be used on this model or with this budget."""

@@ -68,7 +68,7 @@ def _run_through(model: nn.Module, batches: Iterable[Any], like: Example) -> int
     read = 0
     with torch.no_grad():
         for batch in batches:
-            example = as_example(_inputs(batch, like))
+            example = inputs_of(batch, like)
             try:
                 model(*example.args, **example.kwargs)
             except Exception as error:  # the user's forward may raise anything
@@ -84,6 +84,11 @@ def _run_through(model: nn.Module, batches: Iterable[Any], like: Example) -> int
     if not read:
         raise InputError("no batch to re-estimate the batch norms on", expected="a loader or a list of batches")
     return read
+
+
+def inputs_of(batch: Any, like: Example) -> Example:
+    """The inputs of a call in a batch, which may have targets behind them; `like` tells which are which."""
+    return as_example(_inputs(batch, like))
 
 
 def _inputs(batch: Any, like: Example) -> Any:
