@@ -26,9 +26,9 @@ import torch
 from torch import nn
 
 from benchmarks import isolated, machine, torch_pruning_recipes, torch_pruning_rival
-from benchmarks.residual_chain import residual_chain
 from benchmarks.zoo_models import zoo
 from benchmarks.zoo_subject import subject
+from effp_fx.bench.residual_chain import residual_chain
 from effp_fx.inputs import Example
 
 SIZES = (50, 500, 2000)

@@ -83,7 +83,10 @@ class Tiny:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-2)
         rider = attach(optimizer, epochs * STEPS) if attach else None
         model.train()
-        file = None if self.folder is None else self.folder / f"{self.fits}.safetensors"
+        file = None
+        if self.folder is not None:
+            self.folder.mkdir(exist_ok=True)
+            file = self.folder / f"{self.fits}.safetensors"
         done = 0
         if file is not None and file.exists():
             saved = checkpoint.read(file)

@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks import compile_time, residual_chain, zoo, zoo_table
+from benchmarks import compile_time, zoo, zoo_table
 from benchmarks.zoo_models import ZooModel
+from effp_fx.bench import residual_chain
 
 OURS: dict[str, Any] = {
     "status": "ok",

@@ -35,12 +35,12 @@ for _command in (
     compact.compact,
     export.export,
     check.check,
-    bench.bench,
     latency.latency,
     demo.demo,
 ):
     app.command()(_command)
 app.command("eval")(evaluate.evaluate)
+app.add_typer(bench.app)
 app.add_typer(data.app)
 
 

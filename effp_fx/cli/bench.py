@@ -1,58 +1,34 @@
-"""`effp-fx bench`: the latency of a model, and of its compact one in the same run."""
+"""`effp-fx bench`: accuracy of all methods, latency, compile time; without one of these words it times a model."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
-from effp_fx import report, store
-from effp_fx.cli.arguments import Input, Json, Randomise, Seed, open_model, print_json
-from effp_fx.evaluate.latency import Latency, interleaved, onnx_call, torch_call
+from effp_fx.cli import bench_accuracy, bench_compile, bench_latency
 
-Measured = Annotated[str | None, typer.Argument(metavar="[MODEL]", help="The dense model, for PyTorch.")]
-Against = Annotated[
-    Path | None, typer.Option("--against", metavar="SMALL.safetensors", help="The compact model beside it.")
-]
-Onnx = Annotated[
-    list[Path] | None,
-    typer.Option("--onnx", metavar="FILE", help="ONNX files for ONNX Runtime, the dense one first; repeatable."),
-]
-Rounds = Annotated[int, typer.Option("--rounds", min=1, help="As many times as each is run.")]
+_DEFAULT = "latency"
 
 
-def bench(
-    model: Measured = None,
-    against: Against = None,
-    onnx: Onnx = None,
-    rounds: Rounds = 20,
-    shape: Input = None,
-    randomise: Randomise = False,
-    seed: Seed = 0,
-    json: Json = False,
-) -> None:
-    """Time a model beside its compact one: in turns, medians; PyTorch eager, and ONNX Runtime for ONNX files."""
-    if model is None and not onnx:
-        raise typer.BadParameter("name a MODEL, or ONNX files with --onnx")
-    if model is None and against is not None:
-        raise typer.BadParameter("the compact model needs its dense MODEL", param_hint="--against")
-    found: dict[str, tuple[Latency, ...]] = {}
-    with report.progress() as step:
-        if model is not None:
-            step(f"build {model}")
-            opened = open_model(model, shape, randomise=randomise, seed=seed)
-            calls = {model: torch_call(opened.model, opened.inputs())}
-            if against is not None:
-                small = store.load(against, opened.model)
-                calls[str(against)] = torch_call(small, opened.inputs())
-            step("run in PyTorch")
-            found["PyTorch"] = interleaved(calls, rounds=rounds)
-        if onnx:
-            step("run in ONNX Runtime")
-            found["ONNX Runtime"] = interleaved({str(path): onnx_call(path) for path in onnx}, rounds=rounds)
-    if json:
-        print_json([report.bench_json(runtime, latencies) for runtime, latencies in found.items()])
-        return
-    for runtime, latencies in found.items():
-        report.show(report.bench_table(runtime, latencies))
+class _Group(TyperGroup):
+    """Takes `bench MODEL` for `bench latency MODEL`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the default command in front of what is none."""
+        if not args or (args[0] not in self.commands and args[0] != "--help"):
+            args = [_DEFAULT, *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    name="bench",
+    cls=_Group,
+    rich_markup_mode=None,
+    help="Measure mAP of every pruning method, latency, or the compiler's time; each with --json. "
+    "`bench MODEL` is `bench latency MODEL`.",
+)
+app.command("accuracy")(bench_accuracy.accuracy)
+app.command("latency")(bench_latency.latency)
+app.command("compile")(bench_compile.compile_time)

@@ -67,9 +67,7 @@ def demo(
     report.show(report.run_table(found))
 
 
-def _cut(
-    model: str, out: Path, seed: int, target_flops: float | None, target_params: float | None, json: bool
-) -> None:
+def _cut(model: str, out: Path, seed: int, target_flops: float | None, target_params: float | None, json: bool) -> None:
     """Trace, prune, verify and export, with random weights."""
     with report.progress() as step:
         step(f"build {model}")

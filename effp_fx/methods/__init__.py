@@ -25,7 +25,7 @@ from effp_fx.methods.tcfp import TCFP
 from effp_fx.methods.torch_pruning import TorchPruning
 from effp_fx.methods.uniform import Uniform
 
-for _name, _method in {
+_OWN: dict[str, Method] = {
     "dense": Dense(),
     "uniform": Uniform(),
     "l1": OneShot("l1"),
@@ -41,7 +41,8 @@ for _name, _method in {
     "soft_masking": SoftMasking(),
     "effp_no_regrow": without_regrowing(),
     "effp": EFFP(),
-}.items():
+}
+for _name, _method in _OWN.items():
     register_method(_name, _method)
 
 __all__ = [

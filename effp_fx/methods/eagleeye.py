@@ -66,7 +66,7 @@ def draw(problem: Problem, options: EagleEye) -> list[Keep]:
 
         keep = problem.widest(keep_at)
         missed = short_of(problem, keep)
-        if missed <= options.tolerance:
+        if missed <= options.tolerance and not any(np.array_equal(keep, other) for other in accepted):
             accepted.append(keep)
         if nearest is None or missed < nearest[0]:
             nearest = missed, keep

@@ -130,4 +130,5 @@ class _Reader(fx.Interpreter):
 
 def map_ranks(maps: Tensor) -> Floats:
     """The rank of each map: (N, C, H, W) -> (N, C)."""
-    return torch.linalg.matrix_rank(maps.detach().float()).double().cpu().numpy()
+    found: Floats = torch.linalg.matrix_rank(maps.detach().float()).double().cpu().numpy()
+    return found

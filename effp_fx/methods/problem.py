@@ -108,7 +108,7 @@ class Problem:
             return self.targets
         wanted = self.targets.absolute(self.costs)
         parts = {name: 1 - progress * (1 - limit / self.costs[name].dense) for name, limit in wanted.items()}
-        return replace(self.targets, **parts)
+        return Targets(parts.get("flops"), parts.get("params"), self.targets.round_to)
 
     def cut(self, keep: Keep) -> Cut:
         """The compact model. Raises VerificationError where it differs from the masked one."""

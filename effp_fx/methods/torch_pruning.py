@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -77,27 +77,55 @@ class TorchPruning:
 
     def pruner_for(self, network: nn.Module, problem: Problem, example: Example) -> Any:
         """Its pruner on a network, the dependency graph made."""
-        import torch_pruning
+        return make_pruner(
+            network,
+            example,
+            stays=[frozen.tensor for frozen in problem.analysis.frozen],
+            kind=self.pruner,
+            importance=self.importance,
+            pruning_ratio=1.0,
+            iterative_steps=self.steps,
+            round_to=problem.targets.round_to,
+        )
 
-        kind = getattr(torch_pruning.pruner, self.pruner)
-        importance = self.importance or torch_pruning.importance.MagnitudeImportance
-        stays = {frozen.tensor.rpartition(".")[0] for frozen in problem.analysis.frozen}
-        with _buffers_kept(network):
-            return kind(
-                network,
-                example.args,
-                importance=importance(),
-                global_pruning=True,
-                pruning_ratio=1.0,
-                iterative_steps=self.steps,
-                round_to=problem.targets.round_to,
-                ignored_layers=[network.get_submodule(name) for name in sorted(stays)],
-                # Its defaults are dictionaries that all pruners of a process share: give each its own.
-                in_channel_groups={},
-                out_channel_groups={},
-                num_heads={},
-                forward_fn=lambda running, _: _reachable(running.train(), example),
-            )
+
+def make_pruner(
+    network: nn.Module,
+    example: Example,
+    *,
+    stays: Sequence[str] = (),
+    kind: str = "MagnitudePruner",
+    importance: Callable[[], Any] | None = None,
+    **options: Any,
+) -> Any:
+    """A pruner of Torch-Pruning, over all layers at once, on a model of any interface; making it makes its graph.
+
+    Args:
+        network: what it will cut; left as it is by this.
+        example: inputs on which the model returns something that autograd can walk back from, losses for one.
+        stays: weights whose layers it must not cut.
+        kind: of `torch_pruning.pruner`.
+        importance: makes one of its importances; None: `MagnitudeImportance(p=2)`.
+        options: of the pruner.
+    """
+    import torch_pruning
+
+    owners = sorted({name.rpartition(".")[0] for name in stays})
+    made = importance or torch_pruning.importance.MagnitudeImportance
+    with _buffers_kept(network):
+        return getattr(torch_pruning.pruner, kind)(
+            network,
+            example.args,
+            importance=made(),
+            global_pruning=True,
+            ignored_layers=[network.get_submodule(name) for name in owners],
+            # Its defaults are dictionaries that all pruners of a process share: give each its own.
+            in_channel_groups={},
+            out_channel_groups={},
+            num_heads={},
+            forward_fn=lambda running, _: _reachable(running.train(), example),
+            **options,
+        )
 
 
 def counted(network: nn.Module, example: Example) -> tuple[float, float]:

@@ -76,8 +76,6 @@ def run_pictures(found: RunReport) -> dict[str, str]:
     return pictures
 
 
-
-
 def _held(values: Sequence[float], times: Sequence[float], first: float | None = None) -> list[tuple[float, float]]:
     """Points of values each of which holds until the next; `first` is what was before all of them."""
     points = list(zip(times, [*values, values[-1]], strict=True))

@@ -264,5 +264,3 @@ class Run:
     def _files(self) -> dict[str, Path]:
         named = {"last checkpoint": LAST, "best checkpoint": BEST, **run_log.FILES}
         return {what: self.task.out / name for what, name in named.items() if (self.task.out / name).exists()}
-
-
