@@ -19,13 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from benchmarks import machine
-from effp_fx import api, models
+from effp_fx import models
+from effp_fx.bench.latency import DENSE, exported
 from effp_fx.evaluate.latency import interleaved, onnx_call
-from effp_fx.export import export_onnx
-from effp_fx.export.tensorrt import check_tensorrt
 from effp_fx.models.randomise import randomise
 
 SPECS = (
@@ -37,44 +35,33 @@ SPECS = (
 ROUND_TO = (1, 8, 16)
 THREADS = (1, 2)
 TARGET = 0.5
-DENSE = "dense"
 BOUND = 1.10
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def exported(spec: str, folder: Path, round_to: tuple[int, ...]) -> dict[str, tuple[Path, float]]:
-    """Name -> ONNX file and its FLOPs: the dense network, and one for each rounding."""
+def measure(spec: str, round_to: tuple[int, ...], threads: tuple[int, ...], rounds: int, most: float) -> dict[str, Any]:
+    """FLOPs and times of one model."""
     built = models.build(spec)
     torch.manual_seed(0)
     randomise(built.model, 0, example=built.example())
-    networks: dict[str, nn.Module] = {DENSE: built.model}
-    for multiple in round_to:
-        say(f"{spec}: prune, round_to={multiple}")
-        result = api.prune_reported(built.model, built.given, target_flops=TARGET, round_to=multiple)
-        networks[f"round_to={multiple}"] = result.model
-    found = {}
-    for number, (name, network) in enumerate(networks.items()):
-        say(f"{spec}: export {name}")
-        file = folder / f"{number}.onnx"
-        export_onnx(network, file, built.given)
-        checked = check_tensorrt(file)
-        found[name] = (file, 2.0 * sum(node.macs for node in checked.nodes))
-    return found
-
-
-def measure(spec: str, round_to: tuple[int, ...], threads: tuple[int, ...], rounds: int, most: float) -> dict[str, Any]:
-    """FLOPs and times of one model."""
     with tempfile.TemporaryDirectory() as folder:
-        files = exported(spec, Path(folder), round_to)
+        networks = exported(
+            built.model,
+            built.given,
+            Path(folder),
+            target_flops=TARGET,
+            round_to=round_to,
+            progress=lambda line: say(f"{spec}: {line}"),
+        )
         times: dict[str, dict[str, Any]] = {}
         for count in threads:
             say(f"{spec}: run with {count} threads")
-            calls = {name: onnx_call(file, threads=count) for name, (file, _) in files.items()}
+            calls = {network.name: onnx_call(network.file, threads=count) for network in networks}
             for one in interleaved(calls, rounds=rounds, warmup=3, most_seconds=most):
                 low, high = one.quartiles
                 entry = {"median": one.median, "quartiles": [low, high], "rounds": len(one.seconds)}
                 times.setdefault(one.name, {})[str(count)] = entry
-    return {"model": spec, "flops": {name: flops for name, (_, flops) in files.items()}, "times": times}
+    return {"model": spec, "flops": {network.name: network.flops for network in networks}, "times": times}
 
 
 def say(line: str) -> None:

@@ -140,7 +140,7 @@ def main() -> None:
     begin = time.process_time()
     recipe = Recipe(epochs=given.epochs, **given.recipe)
     run = session_methods.Run(model, scenes, recipe, given.seed, given.target, given.options, train)
-    trained = session_methods.METHODS[given.method](run)
+    trained = session_methods.METHODS_BY_TITLE[given.method](run)
     seconds = time.process_time() - begin
     plan = getattr(trained, "effp_plan", None)
     summary = dict(effp_fx.plan_of(trained).summary) if plan else {}

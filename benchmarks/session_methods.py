@@ -1,18 +1,17 @@
-"""The methods of the session's bench: dense, uniform, one shot and fine-tuning, EFFP; all with the same epochs."""
+"""The methods of the session's bench, by the names of its table: those of `effp_fx.methods` on its own plain loop."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-import effp_fx
-from effp_fx import api, binding, cost, lowering
+from effp_fx import lowering
 from effp_fx.groups import Analysis, Keep
-from effp_fx.plan import from_keep
+from effp_fx.methods import EFFP, METHODS, Attach, Budget, Method, Rider
 
 
 @dataclass
@@ -28,82 +27,60 @@ class Run:
     train: Callable[..., Any]
     notes: dict[str, Any] = field(default_factory=dict)
 
-    def half(self, part: int) -> Any:
-        """The recipe of one of two sessions that share the epochs."""
-        first = self.recipe.epochs // 2
-        return replace(self.recipe, epochs=first if part == 0 else self.recipe.epochs - first)
+    def outcome(self, method: Method) -> nn.Module:
+        """The trained network; what the method has to say goes into the notes."""
+        budget = Budget(self.recipe.epochs, self.target, self.target, seed=self.seed)
+        found = method(self.model, SceneTrainer(self), budget)
+        self.notes.update(found.notes)
+        return found.model
 
 
-def dense(run: Run) -> nn.Module:
-    """No pruning: all epochs on the dense net."""
-    run.train(run.model, run.scenes, run.recipe, run.seed)
-    return run.model
+@dataclass
+class SceneTrainer:
+    """A `methods.Trainer` over scenes in memory. A second session has an order of its own."""
+
+    run: Run
+    example: None = None
+    fits: int = 0
+
+    def fit(self, model: nn.Module, epochs: int, attach: Attach | None = None) -> Rider | None:
+        """Train by the plain loop."""
+        run = self.run
+        recipe = replace(run.recipe, epochs=epochs)
+        put_on = (lambda _, optimizer, steps: attach(optimizer, steps)) if attach else (lambda *_: None)
+        rider: Rider | None = run.train(model, run.scenes, recipe, run.seed + 1000 * self.fits, put_on)
+        self.fits += 1
+        return rider
+
+    def score(self, model: nn.Module) -> float:
+        """No method of this bench chooses by a score."""
+        raise NotImplementedError
+
+    def batches(self, count: int) -> Sequence[Any]:
+        """Nor does one look at data beside training."""
+        raise NotImplementedError
 
 
-def uniform(run: Run) -> nn.Module:
-    """The same share of every group cut before the first step, just under the target: a narrower net, from scratch."""
-    found = api.trace(run.model).tracing
-    keep = _uniform(found.analysis, run.target)
-    small = binding.apply(run.model, from_keep(found.analysis, keep, found.attributes(keep)))
-    run.train(small, run.scenes, run.recipe, run.seed)
-    return small
-
-
-def _uniform(analysis: Analysis, target: float) -> Keep:
-    flops = cost.flops(analysis)
-
-    def kept(share: float) -> Keep:
-        keep = np.zeros(analysis.channels, dtype=np.bool_)
-        for group in analysis.groups:
-            keep[group.start : group.start + max(1, round(share * group.channels))] = True
-        return keep
-
-    shares = np.linspace(1.0, 0.05, 2000)
-    return kept(next(share for share in shares if flops(kept(share)) <= target * flops.dense))
-
-
-def one_shot(importance: str) -> Callable[[Run], nn.Module]:
-    """Half of the epochs dense, one cut to both targets, the other half fine-tuning with a schedule of its own."""
-
-    def method(run: Run) -> nn.Module:
-        run.train(run.model, run.scenes, run.half(0), run.seed)
-        targets = {"target_flops": run.target, "target_params": run.target}
-        small = effp_fx.prune(run.model, importance=importance, **targets)
-        run.train(small, run.scenes, run.half(1), run.seed + 1000)
-        return small
-
-    return method
+def of(name: str) -> Callable[[Run], nn.Module]:
+    """A method of `effp_fx.methods` by its name there."""
+    return lambda run: run.outcome(METHODS[name])
 
 
 def effp(run: Run) -> nn.Module:
     """One session with both targets."""
-    holder: dict[str, Any] = {}
-
-    def attach(model: nn.Module, optimizer: Any, steps: int) -> Any:
-        targets = {"target_flops": run.target, "target_params": run.target}
-        holder["session"] = effp_fx.Session(model, optimizer, steps, seed=run.seed, **targets, **run.options)
-        return holder["session"]
-
-    session = run.train(run.model, run.scenes, run.recipe, run.seed, attach)
-    run.notes["updates"] = [
-        {"step": one.step, "flops": one.flops, "params": one.params, "pruned": one.pruned, "regrown": one.regrown}
-        for one in session.history
-    ]
-    small: nn.Module = session.compact()
-    return small
+    return run.outcome(EFFP(run.options))
 
 
 def effp_without_regrowing(run: Run) -> nn.Module:
     """EFFP without its third stage: the first update prunes to the targets, later ones can only confirm it."""
-    run.options = run.options | {"regrow": 0.0}
-    return effp(run)
+    return run.outcome(EFFP({**run.options, "regrow": 0.0}))
 
 
 def effp_without_cost(run: Run) -> nn.Module:
     """EFFP with channels ranked over all groups by their magnitude alone, whatever they cost."""
     before = lowering.choose
 
-    def by_rank(analysis: Analysis, targets: lowering.Targets, scores: Any) -> Keep:
+    def by_rank(analysis: Analysis, targets: lowering.Targets, scores: Any, **_: Any) -> Keep:
         costs = {name: build(analysis) for name, build in lowering.COSTS.items()}
         wanted = targets.absolute(costs)
         worth = np.array(scores, dtype=np.float64)
@@ -129,11 +106,11 @@ def effp_without_cost(run: Run) -> nn.Module:
         lowering.choose = before
 
 
-METHODS: dict[str, Callable[[Run], nn.Module]] = {
-    "dense": dense,
-    "uniform": uniform,
-    "one-shot gamma": one_shot("gamma"),
-    "one-shot L1": one_shot("l1"),
+METHODS_BY_TITLE: dict[str, Callable[[Run], nn.Module]] = {
+    "dense": of("dense"),
+    "uniform": of("uniform"),
+    "one-shot gamma": of("gamma"),
+    "one-shot L1": of("l1"),
     "EFFP without regrowing": effp_without_regrowing,
     "EFFP": effp,
     "EFFP without cost": effp_without_cost,

@@ -61,6 +61,7 @@ def test_the_list_of_kinds_is_the_agreed_one() -> None:
         "FileFormatError",
         "GroupFileError",
         "InputError",
+            "MethodError",
         "ModelNameError",
         "NameNotFoundError",
         "PlanMismatchError",
