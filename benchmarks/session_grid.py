@@ -18,8 +18,8 @@ SCENES: dict[str, Any] = {
     "seed": 0,
 }
 NETS = {"ssd": "effp:ssd_small?num_classes=13&size=64", "yolo": "effp:yolo_small?num_classes=13&size=64"}
-EPOCHS = {"ssd": 12, "yolo": 8}
-RECIPES: dict[str, dict[str, Any]] = {"ssd": {}, "yolo": {}}
+EPOCHS = {"ssd": 20, "yolo": 8}
+RECIPES: dict[str, dict[str, Any]] = {"ssd": {"learning_rate": 0.05}, "yolo": {}}
 METHODS = ("dense", "uniform", "one-shot gamma", "one-shot L1", "EFFP without regrowing", "EFFP")
 SEEDS = (0, 1, 2)
 

@@ -13,7 +13,7 @@ _COLOURS = (
     *("#17becf", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22"),
 )
 _WIDTH, _HEIGHT = 640, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 30, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 24, 30, 40
 _NAMED = 10
 """Lines that get a name beside the chart; with more, a name shows when the mouse is over its line."""
 

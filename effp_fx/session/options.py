@@ -22,8 +22,9 @@ class Options:
     pressure: float = 0.3
     threshold: float = 0.01
     """Of theta: a part of the mean magnitude that the group had at the start (ours; the paper has an absolute t)."""
-    importance: str | Callable[..., Any] | Any = "gamma"
-    """By what channels are ranked: as in `prune`; `gamma` is the magnitude that theta looks at."""
+    importance: str | Callable[..., Any] | Any = "taylor"
+    """By what channels are ranked (ours): `taylor` by how much the loss would miss them, see `Sensitivity`; `gamma` by
+    the magnitude that theta looks at; or as in `prune`."""
     regrow_by: str = "importance"
     """Which of the pruned channels come back: `importance` or `random`."""
     seed: int = 0

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from effp_fx.cost import Cost
 from effp_fx.groups import Analysis
+from effp_fx.importance import Floats
 from effp_fx.lowering import Targets
 from effp_fx.passes.pruning_loss import REFERENCE, PruningLoss
 from effp_fx.session.checks import check_finite, diverged
@@ -73,6 +74,11 @@ class Pressure:
         with torch.no_grad():
             loss, *_, magnitudes = self.module()
         return float(loss), magnitudes
+
+    def magnitudes(self) -> Floats:
+        """Of the channels (K), over their reference."""
+        found: Floats = self.value()[1].cpu().numpy()
+        return found
 
     def check_finite(self, step: int) -> None:
         """Raise DivergenceError where a weight that magnitudes are read off is NaN or infinite."""

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from effp_fx import importance as importances
 from effp_fx import lowering, masking, tracing
 from effp_fx.errors import SessionError
 from effp_fx.groups import Keep
@@ -96,14 +95,14 @@ class Session:
         self.analysis = self._traced.analysis
         checks.check_optimizer(self.analysis, self._tensors, self._optimizer)
         self._costs = {name: build(self.analysis) for name, build in lowering.COSTS.items()}
-        if not callable(self.options.importance):  # what is not known shows now, not at the first update
-            importances.score(self.analysis, self._network, self.options.importance)
         self._moved = checks.moved_by(self._optimizer, self._tensors)
         self._pressure = prepared(traced.analysis, self._costs, self.targets, self._tensors, self.options)
+        self._ranking = Ranking(
+            self.analysis, self._network, self._tensors, self.options.importance, self._pressure.magnitudes
+        )
         del traced
         gc.collect()  # graphs are cycles, and hold the copies of the model that were tried on
         self._holder = Holder(self.analysis, self._tensors)
-        self._ranking = Ranking(self.analysis)
         self.step = 0
         self.history: list[Update] = []
         self.log: list[Callable[[Update], None]] = []
@@ -193,7 +192,7 @@ class Session:
             "step": self.step,
             "off": torch.from_numpy(self._holder.off.copy()),
             "aside": state.packed(self._holder.aside),
-            "means": torch.from_numpy(self._ranking.means.copy()),
+            "ranking": self._ranking.state_dict(),
             "pressure": self._pressure.state_dict(),
             "history": [update.to_dict() for update in self.history],
         }
@@ -206,7 +205,7 @@ class Session:
         state.check(saved, self._about())
         self.step = int(saved["step"])
         self._holder.restore(saved["off"].cpu().numpy().copy(), state.unpacked(saved["aside"]))
-        self._ranking.means = saved["means"].cpu().numpy().copy()
+        self._ranking.load_state_dict(saved["ranking"])
         self._pressure.load_state_dict(saved["pressure"])
         self.history[:] = [Update(**update) for update in saved["history"]]
 
@@ -239,7 +238,10 @@ class Session:
     def _press(self) -> None:
         if not self.step:  # weights may have been loaded, or broadcast, since the session was made
             self._pressure.refer_to_groups(self.analysis)
-        self._pressure.press(getattr(self._optimizer, "grad_scale", None), self.step, silent=self.frozen)
+        scale = getattr(self._optimizer, "grad_scale", None)
+        if not self.frozen:  # before the pruning loss adds a gradient of its own
+            self._ranking.observe(self.keep, scale)
+        self._pressure.press(scale, self.step, silent=self.frozen)
 
     def _after_step(self, *_: Any) -> None:
         if checks.skipped(self._optimizer):
@@ -266,7 +268,7 @@ class Session:
         off = before
         try:
             share = self.schedule.regrow_share(self.step)
-            scores = self._ranking.fair(self._scores(), ~before)
+            scores = self._ranking.scores(~before)
             seed = self.options.seed + self.step
             off = ~select(self.analysis, self.targets, scores, ~before, share, self.options.regrow_by, seed)
         finally:  # whatever goes wrong in the choice, what was held is held again
@@ -275,12 +277,6 @@ class Session:
 
     def _check_unchanged(self) -> None:
         checks.check_unchanged(self._tensors, self._moved, self._network, self._optimizer)
-
-    def _scores(self) -> importances.Floats:
-        if self.options.importance == "gamma":
-            magnitudes: importances.Floats = self._pressure.value()[1].cpu().numpy()
-            return magnitudes
-        return importances.score(self.analysis, self._network, self.options.importance)
 
     def _record(self, before: Keep, off: Keep, share: float, loss: float) -> None:
         made = Update(

@@ -16,8 +16,8 @@ from effp_fx.lowering import Targets
 from effp_fx.schedule import Schedule
 from effp_fx.session.holding import Slot
 
-VERSION = 1
-_KEYS = {"version", "about", "step", "off", "aside", "means", "pressure", "history"}
+VERSION = 2
+_KEYS = {"version", "about", "step", "off", "aside", "ranking", "pressure", "history"}
 
 
 def about(analysis: Analysis, targets: Targets, schedule: Schedule) -> dict[str, Any]:
