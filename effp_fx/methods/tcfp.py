@@ -38,7 +38,7 @@ class TCFP:
 
         def choose(rider: Rider | None) -> Keep:
             assert isinstance(rider, Press)  # what `attach` made
-            return problem.above_threshold(rider.pressure.value()[1].cpu().numpy())
+            return problem.above_threshold(rider.pressure.magnitudes())
 
         return two_sessions(
             problem, trainer, choose, lambda optimizer, steps: Press(problem, optimizer, steps, self.pressure)

@@ -1,0 +1,55 @@
+"""The bench of all methods: its grids, and the page that it writes from what is done."""
+
+from pathlib import Path
+
+from benchmarks import methods, methods_table
+from effp_fx.methods import METHODS
+from effp_fx.report.grid_report import GridReport, GridRun
+
+
+def done(method: str, target: float | None, seed: int, score: float, seconds: float) -> GridRun:
+    share = target or 1.0
+    return GridRun(method, target, seed, share, share, score, 2 * score, seconds, seconds, 3.0 if seed == 0 else None)
+
+
+FOUND = GridReport(
+    "net",
+    "scenes",
+    20,
+    (
+        done("dense", None, 0, 0.35, 100.0),
+        done("tcfp", 0.5, 0, 0.30, 100.0),
+        done("tcfp", 0.5, 1, 0.32, 110.0),
+        done("effp", 0.5, 0, 0.33, 100.0),
+        done("uniform", 0.5, 0, 0.34, 60.0),
+        GridRun("torch_pruning", 0.5, 0, failed="cannot trace it"),
+    ),
+    missing=85,
+)
+SHORTER = GridReport("net", "scenes", 12, (done("effp", 0.5, 0, 0.32, 60.0),), missing=5)
+
+
+def test_the_grids_have_every_method_three_times_at_both_targets(tmp_path: Path) -> None:
+    whole, short = methods.grid(tmp_path), methods.grid(tmp_path, short=True)
+    assert len(whole.cells) == 3 * (1 + 2 * (len(METHODS) - 1)) and len(short.cells) == 6
+    assert short.task.recipe.epochs == round(0.58 * whole.task.recipe.epochs)
+    assert whole.task.recipe.lr == short.task.recipe.lr and whole.task.out != short.task.out
+
+
+def test_the_page_says_who_is_ahead_and_sets_the_claims_beside_what_was_measured(tmp_path: Path) -> None:
+    methods_table.write(tmp_path, FOUND, SHORTER, 90, {"images": 8}, {"cores": "2"})
+    page = (tmp_path / "methods.md").read_text()
+    assert (
+        "Not trained yet, or failed: 85 of 90 runs." in page
+        and "- torch_pruning at 0.5, seed 0: cannot trace it" in page
+    )
+    assert "| tcfp | 0.500 | 0.500 | 62.00 ± 2.83 | 31.00 ± 1.41 | 2 | 1.8 | 3.00 |" in page
+    assert "At 0.5 ahead of EFFP: uniform." in page
+    assert "| here | 20 against 20 | +2.00 | -5 % |" in page and "| here | 12 against 20 | +1.00 | -43 % |" in page
+    assert "| in the paper | - | +0.78 % | -42 % |" in page
+    assert (tmp_path / "methods_map_over_time.svg").exists() and '"shorter"' in (tmp_path / "methods.json").read_text()
+
+
+def test_a_page_of_nothing_is_written_too() -> None:
+    empty = GridReport("net", "scenes", 20, (), missing=90)
+    assert "90 of 90 runs" in methods_table.page(empty, empty, 90, {}, {})
