@@ -11,7 +11,8 @@ import networkx as nx
 import numpy as np
 from torch import fx, nn
 
-from effp_fx import binding, budget, cost, tracing
+from effp_fx import binding, budget, tracing
+from effp_fx import cost as costs
 from effp_fx.capture import FAILED_ON_INPUTS
 from effp_fx.errors import CaptureError, SessionError, TargetError
 from effp_fx.groups import Analysis, ChannelGroup, Frozen, Keep
@@ -135,7 +136,7 @@ def trace(
 
 
 def _summed(network: nn.Module, found: tracing.Tracing) -> Trace:
-    flops, params = cost.flops(found.analysis), cost.params(found.analysis)
+    flops, params = costs.flops(found.analysis), costs.params(found.analysis)
     least = np.zeros(found.analysis.channels, dtype=np.bool_)
     for group in found.analysis.groups:
         least[group.start : group.start + max(group.min_kept, 1)] = True
@@ -151,6 +152,7 @@ def prune(
     target_params: float | None = None,
     importance: str | Importance | Any = "gamma",
     round_to: int = 1,
+    cost: str | None = None,
     ignore: tracing.Ignore = (),
     groups: str | Path | None = None,
     calibration: Iterable[Any] | None = None,
@@ -179,6 +181,8 @@ def prune(
         target_params: the same for parameters.
         importance: `"gamma"`, `"l1"`, `"l2"`, `"random"`, a function, or any `torch_pruning` importance object.
         round_to: channel counts become multiples of this, where a group is large enough.
+        cost: what importance is divided by, a name of `cost.COSTS`: `"memory"` (bytes that layers write), or
+            `"latency"` once `cost.latency` is registered under it. None: what there is a target for.
         ignore: modules, names or globs whose own channels stay.
         groups: an edited groups file.
         calibration: batches on which the batch norms are re-estimated after the cut.
@@ -197,6 +201,8 @@ def prune(
     """
     if epochs is not None and fit is None:
         raise SessionError("epochs are for a loader", seen="no fit", mend="prune(model, fit=loader, epochs=30)")
+    if cost is not None and fit is not None:
+        raise SessionError("cost is for pruning without training", seen=f"cost={cost!r} beside fit")
     if fit is not None:
         asked: dict[str, Any] = {"target_flops": target_flops, "target_params": target_params, "round_to": round_to}
         asked |= {"importance": importance, "ignore": ignore, "groups": groups, "progress": progress}
@@ -211,6 +217,7 @@ def prune(
         target_params=target_params,
         importance=importance,
         round_to=round_to,
+        cost=cost,
         ignore=ignore,
         groups=groups,
         calibration=calibration,
@@ -227,6 +234,7 @@ def prune_reported(
     target_params: float | None = None,
     importance: str | Importance | Any = "gamma",
     round_to: int = 1,
+    cost: str | None = None,
     ignore: tracing.Ignore = (),
     groups: str | Path | None = None,
     calibration: Iterable[Any] | None = None,
@@ -240,7 +248,9 @@ def prune_reported(
     _check_early(targets, round_to)
     found = trace(model, example_inputs, ignore=ignore, groups=groups, progress=progress)
     network, path = network_of(model)
-    asked = Targets(targets["flops"], targets["params"], round_to)
+    asked = Targets(targets["flops"], targets["params"], round_to, cost)
+    if cost is not None:
+        costs.build_cost(cost, found.tracing.analysis)  # a name that is not known shows before anything is cut
 
     def select(analysis: Analysis) -> Keep:
         return choose(analysis, asked, score(analysis, network, importance))

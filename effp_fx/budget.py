@@ -56,6 +56,7 @@ def search(
     round_to: int = 1,
     normalise: bool = True,
     closely: bool = True,
+    rank_by: Cost | None = None,
 ) -> NDArray[np.bool_]:
     """The channels to keep (K), the most valuable for what they cost, under all targets.
 
@@ -72,6 +73,8 @@ def search(
     group falls below half of the share that a uniform width would leave it, but for minima and rounding that force
     it, or where two targets need it: then a quarter, or an eighth.
 
+    `rank_by`: another cost whose saving importance is divided by, such as bytes or seconds; None: those of the targets.
+
     Raises UnreachableTargetError, and TargetError where two targets contradict each other (not if `closely` is False:
     then one of them may stay unused by any part).
     """
@@ -85,7 +88,9 @@ def search(
     open_ = [name for name, stair in stairs.items() if stair(ladder.rungs) > targets[name]]
     if not open_:
         return ladder.keep(ladder.rungs)
-    problem = _Problem(ladder, [stairs[name] for name in open_], np.array([targets[name] for name in open_]))
+    limits = np.array([targets[name] for name in open_])
+    rank = None if rank_by is None or not rank_by.dense else Staircase(rank_by, ladder)
+    problem = _Problem(ladder, [stairs[name] for name in open_], limits, rank)
     at = problem.solve()
     if closely and len(open_) > 1 and problem.slack(at).max() > 1:
         _reject_contradiction(open_, problem.costs(at), problem.limits, np.array([costs[name].dense for name in open_]))
@@ -99,6 +104,8 @@ class _Problem:
     ladder: Ladder
     stairs: list[Staircase]
     limits: Floats
+    rank: Staircase | None = None
+    """The cost that importance is divided by; None: those that bind."""
 
     def costs(self, at: Ints) -> Floats:
         return np.array([stair(at) for stair in self.stairs])
@@ -107,7 +114,20 @@ class _Problem:
         return all(stair(at) <= limit for stair, limit in zip(self.stairs, self.limits, strict=True))
 
     def prices(self, at: Ints) -> Floats:
-        return np.array([stair.price(at) for stair in self.stairs]) / self.limits[:, None]
+        """Of each binding cost, in parts of its limit, and last of the one that is ranked by, if it is another (., G)."""
+        own = [stair.price(at) / limit for stair, limit in zip(self.stairs, self.limits, strict=True)]
+        return np.array(own if self.rank is None else [*own, self.rank.price(at) / self.rank(self.ladder.rungs)])
+
+    def tilted(self, prices: Floats, tilt: float) -> Floats:
+        """Logarithm of one price per group (G) from those of the costs: their sum, times a power of second over first.
+
+        Without a tilt what weighs on either target goes alike; the steeper it is, the more a target that would be
+        undershot is spent on purpose.
+        """
+        # What saves nothing at all has a price as good as none, and is kept to the last.
+        logarithms = np.log(np.maximum(prices, 1e-30))
+        total: Floats = np.logaddexp.reduce(logarithms, axis=0) if self.rank is None else logarithms[-1]
+        return total + tilt * (logarithms[1] - logarithms[0]) if tilt else total
 
     def changes(self, at: Ints, by: int) -> Floats:
         return np.array([stair.change(at, by) for stair in self.stairs])
@@ -151,7 +171,7 @@ class _Problem:
 
     def at_tilt(self, prices: Floats, tilt: float, floor: Ints, halvings: int) -> Ints:
         """The largest network at these relative prices (targets, G), tilted, that fits; at least `floor`."""
-        tilted = _tilted(prices, tilt)
+        tilted = self.tilted(prices, tilt)
 
         def at(level: float) -> Ints:
             return np.maximum(self.ladder.at_price(tilted - level), floor)
@@ -176,8 +196,10 @@ class _Problem:
             if not can.any():
                 return at
             candidates = np.flatnonzero(can)
-            prices = _tilted(rises[:, candidates] / self.limits[:, None], tilt)
-            worth = self.ladder.next_value(at)[candidates] - prices
+            each = rises[:, candidates] / self.limits[:, None]
+            if self.rank is not None:
+                each = np.vstack([each, self.rank.change(at, 1)[candidates] / self.rank(self.ladder.rungs)])
+            worth = self.ladder.next_value(at)[candidates] - self.tilted(each, tilt)
             ranked = candidates[np.argsort(-worth, kind="stable")]
             at[ranked[: self.longest(at, ranked)]] += 1
 
@@ -221,18 +243,6 @@ class _Problem:
             if (used <= 1).all() and (1 - used).max() < unspent.max():
                 return trial
         return None
-
-
-def _tilted(prices: Floats, tilt: float) -> Floats:
-    """Logarithm of one price per group (G) from those of the targets: their sum, times a power of second over first.
-
-    Without a tilt what weighs on either target goes alike; the steeper it is, the more a target that would be
-    undershot is spent on purpose.
-    """
-    # What saves nothing at all has a price as good as none, and is kept to the last.
-    logarithms = np.log(np.maximum(prices, 1e-30))
-    total: Floats = np.logaddexp.reduce(logarithms, axis=0)
-    return total + tilt * (logarithms[1] - logarithms[0]) if tilt else total
 
 
 def _spread(changes: Floats) -> Ints:

@@ -9,7 +9,9 @@ count alone, are terms of one factor.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, overload
 
 import numpy as np
@@ -177,7 +179,45 @@ def activation_bytes(analysis: Analysis) -> Cost:
     return Cost(analysis.activation_terms, analysis.channels)
 
 
-COSTS: dict[str, Callable[[Analysis], Cost]] = {"flops": flops, "params": params, "activation_bytes": activation_bytes}
+def latency(seconds: Mapping[str, float]) -> Callable[[Analysis], Cost]:
+    """A cost in seconds, from the time that each layer of the dense network takes, by its module path.
+
+    A layer's time is taken to fall in proportion to its FLOPs, or where it has none to the bytes that it writes: ours,
+    and an approximation, for real kernels are fast at some channel counts and slow at others (`round_to`). What it
+    gets right is that a FLOP of one layer costs more than one of another. What is not in the table costs nothing.
+
+        register_cost("latency", latency(layer_seconds(model, example)))
+    """
+
+    def build(analysis: Analysis) -> Cost:
+        flop_terms, byte_terms = _by_layer(analysis.flop_terms), _by_layer(analysis.activation_terms)
+        terms = []
+        for layer, time in seconds.items():
+            own = flop_terms.get(layer) or byte_terms.get(layer) or []
+            whole = sum(_dense(term) for term in own)
+            terms += [replace(term, constant=term.constant * time / whole) for term in own if whole]
+        return Cost(terms, analysis.channels)
+
+    return build
+
+
+def _by_layer(terms: Iterable[Term]) -> dict[str, list[Term]]:
+    found: dict[str, list[Term]] = {}
+    for term in terms:
+        found.setdefault(term.layer, []).append(term)
+    return found
+
+
+def _dense(term: Term) -> float:
+    return term.constant * math.prod(len(factor) for factor in term.factors)
+
+
+COSTS: dict[str, Callable[[Analysis], Cost]] = {
+    "flops": flops,
+    "params": params,
+    "activation_bytes": activation_bytes,
+    "memory": activation_bytes,
+}
 
 
 def register_cost(name: str, builder: Callable[[Analysis], Cost]) -> None:

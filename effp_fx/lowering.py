@@ -29,6 +29,8 @@ class Targets:
     flops: float | None = None
     params: float | None = None
     round_to: int = 1
+    cost: str | None = None
+    """Of `cost.COSTS`: what importance is divided by; None: what there is a target for."""
 
     def absolute(self, costs: Mapping[str, cost.Cost]) -> dict[str, float]:
         """The targets that are set, as counts. Raises TargetError for what makes no sense."""
@@ -59,7 +61,8 @@ def choose(analysis: Analysis, targets: Targets, scores: importance.Floats, *, c
     costs = {name: build(analysis) for name, build in COSTS.items()}
     wanted = targets.absolute(costs)
     chosen = {name: costs[name] for name in wanted}
-    return budget.search(analysis, scores, chosen, wanted, round_to=targets.round_to, closely=closely)
+    rank_by = None if targets.cost is None else cost.build_cost(targets.cost, analysis)
+    return budget.search(analysis, scores, chosen, wanted, round_to=targets.round_to, closely=closely, rank_by=rank_by)
 
 
 def lower(found: Tracing, network: nn.Module, keep: Keep, progress: Progress) -> Lowered:
