@@ -8,7 +8,7 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 pytho
   $(shell $(p) -c 'import sys; sys.version_info >= (3, 11) and print("$(p)")' 2>/dev/null)))
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-EVERYTHING := .[dev,ultralytics,timm,transformers]
+EVERYTHING := .[dev,ultralytics,timm,transformers,lightning]
 
 # Tests spread over the cores; PYTEST_ARGS narrows them: make test PYTEST_ARGS='-k ssd'
 PYTEST_ARGS ?=
