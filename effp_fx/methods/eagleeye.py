@@ -35,7 +35,7 @@ class EagleEye:
     candidates: int = 20
     batches: int = 100
     tolerance: float = 0.005
-    draws: int = 2000
+    draws: int = 500
     """Of which candidates are accepted, at most; where none is, the nearest is taken."""
 
     def __call__(self, model: nn.Module, trainer: Trainer, budget: Budget) -> Outcome:
