@@ -152,10 +152,15 @@ def profiled(file: str | os.PathLike[str], folder: Path, threads: int, rounds: i
     for event in events:
         if event.get("cat") != "Node" or not event["name"].endswith("_kernel_time"):
             continue
-        name = event["name"].removesuffix("_kernel_time")
+        name = _own_name(event["name"].removesuffix("_kernel_time"))
         taken[name].append(1e-6 * event["dur"])
         kinds[name] = event["args"]["op_name"]
     return {name: (kinds[name], statistics.median(seconds)) for name, seconds in taken.items()}
+
+
+def _own_name(name: str) -> str:
+    """A convolution's name, whether or not ONNX Runtime has put it into blocks of channels, where it is renamed."""
+    return name.removesuffix("_nchwc").removesuffix("_output_0")
 
 
 def _compiled(model: nn.Module) -> nn.Module:
