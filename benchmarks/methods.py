@@ -86,9 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="*", metavar="PATTERN", help="cells whose name matches: effp-0.5-0")
     parser.add_argument("--jobs", type=int, default=2, help="trainings side by side, one thread each")
-    parser.add_argument(
-        "--limit", type=float, default=7200.0, metavar="SECONDS", help="CPU time of one training"
-    )
+    parser.add_argument("--limit", type=float, default=7200.0, metavar="SECONDS", help="CPU time of one training")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "methods", help="where scenes and journal are")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where the page is written")
     parser.add_argument("--table-only", action="store_true", help="train nothing, write the page from the journal")

@@ -114,7 +114,7 @@ class _Problem:
         return all(stair(at) <= limit for stair, limit in zip(self.stairs, self.limits, strict=True))
 
     def prices(self, at: Ints) -> Floats:
-        """Of each binding cost, in parts of its limit, and last of the one that is ranked by, if it is another (., G)."""
+        """Of each binding cost, in parts of its limit; last of the cost that is ranked by, if it is another (., G)."""
         own = [stair.price(at) / limit for stair, limit in zip(self.stairs, self.limits, strict=True)]
         return np.array(own if self.rank is None else [*own, self.rank.price(at) / self.rank(self.ladder.rungs)])
 

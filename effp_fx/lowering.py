@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from effp_fx import binding, budget, cost, diagnose, importance, masking
+from effp_fx.cost import Cost
 from effp_fx.errors import VerificationError
 from effp_fx.groups import Analysis, Keep
 from effp_fx.plan import Plan, from_keep
@@ -18,7 +19,7 @@ from effp_fx.verify import Verification, verify
 
 _ATTEMPTS = 8
 """Plans tried before giving up: each that does not verify freezes what stood in its way."""
-COSTS: Mapping[str, Callable[[Analysis], cost.Cost]] = {"flops": cost.flops, "params": cost.params}
+COSTS: Mapping[str, Callable[[Analysis], Cost]] = {"flops": cost.flops, "params": cost.params}
 """What a target can be set for, by the name that the target has."""
 
 
@@ -32,7 +33,7 @@ class Targets:
     cost: str | None = None
     """Of `cost.COSTS`: what importance is divided by; None: what there is a target for."""
 
-    def absolute(self, costs: Mapping[str, cost.Cost]) -> dict[str, float]:
+    def absolute(self, costs: Mapping[str, Cost]) -> dict[str, float]:
         """The targets that are set, as counts. Raises TargetError for what makes no sense."""
         asked = {"flops": self.flops, "params": self.params}
         return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from effp_fx.methods.slimming import Penalty
 from effp_fx.methods.soft_masking import products
 from effp_fx.methods.uniform import uniform_mask
 from effp_fx.session.rehearsal import rehearse
+from tests.hand_made import chain
 from tests.method_run import BUDGET, EPOCHS, CutOff, Tiny, batch, loss_of, net, posed
 
 PRUNING = [name for name in METHODS if name != "dense"]
@@ -58,6 +60,8 @@ def brisk(name: str) -> Any:
     method: Any = find_method(name)
     if isinstance(method, EFFP):
         return EFFP({**method.options, "updates": 4})
+    if isinstance(method, EagleEye):  # in a net this small few draws come so near
+        return EagleEye(candidates=3, tolerance=0.03)
     return replace(method, updates=4) if hasattr(method, "updates") else method
 
 
@@ -94,7 +98,9 @@ def test_a_method_meets_both_targets_with_the_epochs_it_has_and_lowers_exactly(n
     shares = found.flops[1] / dense[0], found.params[1] / dense[1]
     assert shares[0] <= 0.5 and shares[1] <= 0.55
     # A channel of this net is up to 4 % of the FLOPs; Torch-Pruning takes steps of several.
-    assert max(shares[0] / 0.5, shares[1] / 0.55) > (0.75 if name == "torch_pruning" else 0.88)
+    used = sorted((shares[0] / 0.5, shares[1] / 0.55))
+    assert used[1] > (0.75 if name == "torch_pruning" else 0.88)
+    assert used[0] > 0.8 or name in ("torch_pruning", "uniform", "eagleeye")  # which know of one number only
     assert found.error is None or found.error < 1e-9
     if name not in MASKING:
         return
@@ -157,12 +163,26 @@ def test_uniform_keeps_the_same_share_of_every_group() -> None:
 
 
 def test_a_threshold_keeps_what_is_above_it_in_all_layers() -> None:
-    problem = posed()
+    problem = posed(budget=Budget(4, flops=0.5))
     scores = np.random.default_rng(0).uniform(0.0, 1.0, problem.analysis.channels)
     keep = problem.above_threshold(scores)
     assert scores[keep].min() > scores[~keep].max() and problem.fits(keep)
     keep[np.flatnonzero(~keep)[np.argmax(scores[~keep])]] = True
     assert not problem.fits(keep)
+
+
+@pytest.mark.parametrize("targets", [(0.5, 0.5), (0.5, 0.4), (0.4, 0.5)])
+def test_of_two_targets_a_threshold_uses_both(targets: tuple[float, float]) -> None:
+    analysis = chain([48, 64, 96], positions=[64, 16, 4]).analysis()
+    found: Any = SimpleNamespace(analysis=analysis)
+    problem = Problem(nn.Identity(), nn.Identity(), "", found, Budget(4, flops=targets[0], params=targets[1]))
+    scores = np.random.default_rng(0).uniform(0.2, 1.8, analysis.channels)
+    keep = problem.above_threshold(scores)
+    shares = [float(cost(keep)) / cost.dense for cost in problem.costs.values()]
+    assert all(target - 0.05 < share <= target for share, target in zip(shares, targets, strict=True))
+    for group in analysis.groups:  # within a group the order is that of the scores
+        part = slice(group.start, group.stop)
+        assert scores[part][keep[part]].min() > scores[part][~keep[part]].max(initial=0.0)
 
 
 def test_magnitudes_are_mean_gammas_and_norms_stand_in() -> None:

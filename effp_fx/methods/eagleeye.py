@@ -21,21 +21,21 @@ from effp_fx.subject import rewrapped
 class EagleEye:
     """Train dense, draw candidates, judge each with adapted batch norms, fine-tune the best.
 
-    Li, Wu, Su, Wang, "EagleEye: Fast Sub-net Evaluation for Efficient Neural Network Pruning" (ECCV 2020). A candidate
-    keeps a random share of each layer, its filters of largest L1 norm, and is accepted if
+    Li, Wu, Su, Wang, Lin, "EagleEye: Fast Sub-net Evaluation for Efficient Neural Network Pruning" (ECCV 2020).
+    A candidate keeps a random share of each layer, its filters of largest L1 norm, and is accepted if
 
         |FLOPs / FLOPs_dense - target| <= 0.005
 
     Its batch norms are re-estimated with about 100 forward passes in train mode, without gradients, and it is scored on
     images of the training set. Differences: a draw is widened or narrowed as a whole until no target is exceeded
     before the rule is applied to the target that binds, for drawing alone finds two targets too seldom; 20 candidates,
-    the paper takes 1000.
+    where the paper draws far more.
     """
 
     candidates: int = 20
     batches: int = 100
     tolerance: float = 0.005
-    draws: int = 2000
+    draws: int = 500
     """Of which candidates are accepted, at most; where none is, the nearest is taken."""
 
     def __call__(self, model: nn.Module, trainer: Trainer, budget: Budget) -> Outcome:

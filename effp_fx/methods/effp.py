@@ -17,7 +17,7 @@ from effp_fx.session import Session
 
 @dataclass(frozen=True)
 class EFFP:
-    """One session: indicator, prune, regrow (Ko, Jeon, Kim, AICAS 2024). What is ours in it stands in docs/design.md.
+    """One session: indicator, prune, regrow (Ko, Kang, Kim, AICAS 2024). What is ours in it stands in docs/design.md.
 
     Where a run is too short for the session's updates it has as many as there are steps for.
     """

@@ -36,7 +36,7 @@ class OTO:
 
     strength: float = 0.3
     epsilon: float = 0.0
-    """eps, of the half-space; the paper has 0 too at first."""
+    """eps, of the half-space."""
     middle: float = 0.4
     """Part of the session at which phase 2 begins."""
     end: float = 0.7

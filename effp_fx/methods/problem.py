@@ -20,7 +20,10 @@ from effp_fx.session.rehearsal import rehearse
 from effp_fx.subject import network_of, rewrapped
 from effp_fx.tracing import Tracing
 
-_HALVINGS = 40
+_HALVINGS = 24
+_TILTS = 14
+STEEPEST = 3.0
+"""How far a threshold is tilted between two costs, at most."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +92,28 @@ class Problem:
         """The mask of one threshold over all groups, the lowest that is under the targets.
 
         This is the global quantile by which network slimming, TCFP and CHEX decide how much each layer keeps. Scores
-        (K) are compared as they are. Each group keeps at least what it must, and whole blocks.
+        (K, 0 or more; below 0 for what must go) are compared as they are. Each group keeps at least what it must, and
+        whole blocks. Ours: of two targets a threshold alone would leave one unused, so it is t * r^a with r the
+        channel's share of the one cost over its share of the other, and a just so steep that both are used up.
         """
+        wanted = (targets or self.targets).absolute(self.costs)
+        if len(wanted) < 2:
+            return self._above(scores, targets)
+        whole = self.analysis.keep_all()
+        one, two = (self.costs[name].marginal(whole) / self.costs[name].dense for name in wanted)
+        logarithms = np.log(np.maximum(one, 1e-12)) - np.log(np.maximum(two, 1e-12))
+        best, used, low, high = self._above(scores, targets), 0.0, -STEEPEST, STEEPEST
+        for _ in range(_TILTS):
+            tilt = (low + high) / 2
+            keep = self._above(scores * np.exp(tilt * logarithms), targets)
+            shares = [float(self.costs[name](keep)) / limit for name, limit in wanted.items()]
+            if min(shares) > used:
+                best, used = keep, min(shares)
+            # The steeper it is, the more is kept of what weighs on the first.
+            low, high = (low, tilt) if shares[0] > shares[1] else (tilt, high)
+        return best
+
+    def _above(self, scores: Floats, targets: Targets | None) -> Keep:
         ladder = self.ladder(scores)
         ordered = np.sort(scores)
 

@@ -29,9 +29,9 @@ class SoftMasking:
         importance of c = |sum over its weights of W * dloss/dW|, meaned over the steps since the last update
         m = the most importance whose cost is under a target that falls from the dense cost to the one asked for
 
-    Differences: the knapsack is the search of `prune`; the target falls in equal amounts; updates are `updates` over
-    the first part of the session (the paper: every 80 iterations, 350 of 800 epochs with the mask fixed); the paper's
-    rescaling of batch norms is left out.
+    Differences: the form of the importance, a first-order Taylor score, is ours; the knapsack is the search of
+    `prune`; the target falls in equal amounts; updates are `updates` over the first part of the session (the paper:
+    every 80 iterations, 350 of 800 epochs with the mask fixed); the paper's rescaling of batch norms is left out.
     """
 
     updates: int = 20

@@ -20,7 +20,7 @@ from effp_fx.session.pressure import prepared
 class TCFP:
     """Session A trains with equation (4), gammas are compared with a threshold, session B fine-tunes with alpha = 0.
 
-    "Target capacity filter pruning" (the EFFP paper's group, 2022), as the EFFP paper (Ko, Jeon, Kim, AICAS 2024)
+    "Target capacity filter pruning" (the EFFP paper's group, 2022), as the EFFP paper (Ko, Kang, Kim, AICAS 2024)
     describes it:
 
         loss = loss_network + alpha * L_prune           equations (1) to (4), in `passes.PruningLoss`
