@@ -18,7 +18,7 @@ WORKERS ?= -n logical --maxprocesses 4 --dist worksteal
 export HF_HUB_OFFLINE := 1
 export YOLO_OFFLINE := true
 
-.PHONY: help demo test check zoo bench bench-session bench-export bench-latency golden docs clean
+.PHONY: help demo test check zoo bench bench-session bench-methods bench-export bench-latency golden docs clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -42,6 +42,9 @@ bench: $(VENV)/.dev  ## time of capture, analysis, plan and lowering against the
 
 bench-session: $(VENV)/.dev  ## EFFP against dense, uniform and one-shot training: docs/results/session.md (hours)
 	$(BIN)/python -m benchmarks.session
+
+bench-methods: $(VENV)/.dev  ## every method at 0.5 and 0.3, three seeds: docs/results/methods.md (hours; goes on where it stopped)
+	$(BIN)/python -m benchmarks.methods
 
 bench-export: $(VENV)/.dev  ## eleven detectors, dense and pruned, every part in ONNX Runtime: docs/results/export.md
 	$(BIN)/python -m benchmarks.export

@@ -150,7 +150,7 @@ def prune(
     *,
     target_flops: float | None = None,
     target_params: float | None = None,
-    importance: str | Importance | Any = "gamma",
+    importance: str | Importance | Any = None,
     round_to: int = 1,
     cost: str | None = None,
     ignore: tracing.Ignore = (),
@@ -179,7 +179,8 @@ def prune(
         target_flops: what is kept: up to 1 a share, above 1 a count (2 FLOPs a multiply-accumulate). 0.5 if neither
             target is given.
         target_params: the same for parameters.
-        importance: `"gamma"`, `"l1"`, `"l2"`, `"random"`, a function, or any `torch_pruning` importance object.
+        importance: `"gamma"`, `"l1"`, `"l2"`, `"random"`, a function, or any `torch_pruning` importance object. None:
+            `"gamma"`, and with `fit` what a session ranks by.
         round_to: channel counts become multiples of this, where a group is large enough.
         cost: what importance is divided by, a name of `cost.COSTS`: `"memory"` (bytes that layers write), or
             `"latency"` once `cost.latency` is registered under it. None: what there is a target for.
@@ -201,11 +202,11 @@ def prune(
     """
     if epochs is not None and fit is None:
         raise SessionError("epochs are for a loader", seen="no fit", mend="prune(model, fit=loader, epochs=30)")
-    if cost is not None and fit is not None:
-        raise SessionError("cost is for pruning without training", seen=f"cost={cost!r} beside fit")
     if fit is not None:
         asked: dict[str, Any] = {"target_flops": target_flops, "target_params": target_params, "round_to": round_to}
-        asked |= {"importance": importance, "ignore": ignore, "groups": groups, "progress": progress}
+        asked |= {"cost": cost, "ignore": ignore, "groups": groups, "progress": progress}
+        if importance is not None:
+            asked["importance"] = importance
         small = fitted(model, fit, epochs, example_inputs=example_inputs, **asked)
         if calibration is not None:
             recalibrate(small, calibration)
@@ -215,7 +216,7 @@ def prune(
         example_inputs,
         target_flops=target_flops,
         target_params=target_params,
-        importance=importance,
+        importance="gamma" if importance is None else importance,
         round_to=round_to,
         cost=cost,
         ignore=ignore,

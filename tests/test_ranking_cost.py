@@ -11,7 +11,7 @@ import effp_fx
 from effp_fx import cost as costs
 from effp_fx.budget import search
 from effp_fx.cost import COSTS, activation_bytes, flops, latency, register_cost
-from effp_fx.errors import NameNotFoundError, SessionError
+from effp_fx.errors import NameNotFoundError
 from effp_fx.evaluate.layer_times import layer_seconds
 from effp_fx.inputs import Example
 from tests.hand_made import chain
@@ -81,8 +81,11 @@ def test_a_ranking_cost_keeps_targets_and_the_targets_own_cost_changes_nothing()
     assert own(other) <= 0.4 * own.dense < own(other) + own.marginal(other).max()
 
 
-def test_an_unknown_cost_and_one_beside_fit_are_refused() -> None:
+def test_an_unknown_cost_is_refused_with_and_without_training() -> None:
     with pytest.raises(NameNotFoundError, match="no cost is named 'watts'"):
         effp_fx.prune(network(), IMAGES, cost="watts")
-    with pytest.raises(SessionError, match="cost is for pruning without training"):
-        effp_fx.prune(network(), IMAGES, cost="memory", fit=lambda *_: None)
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with pytest.raises(NameNotFoundError, match="no cost is named 'watts'"):
+        effp_fx.Session(model, optimizer, 100, cost="watts", example_inputs=IMAGES)
+    effp_fx.Session(model, optimizer, 100, cost="memory", example_inputs=IMAGES)

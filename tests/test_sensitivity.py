@@ -1,4 +1,4 @@
-"""Tests that the scores of `taylor` are the slopes of the loss along masks that are really there, and what they survive."""
+"""Tests that the scores of `taylor` are the slopes of the loss along masks that are really there."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ def slopes_of_masks(model: nn.Module, analysis: Analysis) -> np.ndarray:
     """What autograd says of a mask of ones that multiplies the outputs of the layers that make the channels (K)."""
     mask = torch.ones(analysis.channels, requires_grad=True)
     makers = {name for group in analysis.groups for name in group.gammas}
-    makers |= {part.tensor for group in analysis.groups if not group.gammas for part in group.slices if part.role == "out"}
+    plain = [group for group in analysis.groups if not group.gammas]
+    makers |= {part.tensor for group in plain for part in group.slices if part.role == "out"}
     handles = []
     for name in {maker.rpartition(".")[0] for maker in makers}:
         channels = torch.from_numpy(analysis.tensors[f"{name}.weight"].dims[0])

@@ -28,7 +28,7 @@ from effp_fx.tracing import Progress
 
 
 class Session:
-    """One training run in which a model is pruned to its targets: EFFP (Ko, Jeon, Kim, AICAS 2024).
+    """One training run in which a model is pruned to its targets: EFFP (Ko, Kang, Kim, AICAS 2024).
 
         session = effp_fx.Session(model, optimizer, total_steps, target_flops=0.5)
         ...                                  # the loop as it was: forward, loss, backward, optimizer.step()
@@ -47,6 +47,7 @@ class Session:
         example_inputs: what `model(...)` takes; None: the family's own, or inferred.
         start, end, updates, regrow: see `Schedule`; ours, chosen from docs/results/session.md.
         round_to: channel counts become multiples of this, where a group is large enough.
+        cost: what importance is divided by, as in `prune`.
         ignore: modules, names or globs whose own channels stay.
         groups: an edited groups file.
         progress: called with a line before each long step of the analysis.
@@ -71,6 +72,7 @@ class Session:
         updates: int = Schedule.updates,
         regrow: float = Schedule.regrow,
         round_to: int = 1,
+        cost: str | None = None,
         ignore: tracing.Ignore = (),
         groups: str | Path | None = None,
         progress: Progress = lambda _: None,
@@ -80,7 +82,7 @@ class Session:
         self.options = Options(**options)
         if target_flops is None and target_params is None:
             target_flops = 0.5
-        self.targets = lowering.Targets(target_flops, target_params, round_to)
+        self.targets = lowering.Targets(target_flops, target_params, round_to, cost)
         self._optimizer = checks.optimizer_of(optimizer)
         checks.check_alone(self._optimizer, Session)
         checks.check_not_sharded(model)
