@@ -25,7 +25,7 @@ versions.require("transformers", SUPPORTED, extra="transformers")
 from transformers import TrainerCallback  # noqa: E402  # only after its version was checked
 
 
-class EFFPCallback(TrainerCallback):  # type: ignore[misc]  # transformers has no types that are told to others
+class EFFPCallback(TrainerCallback):
     """Attaches a Session when training begins: `Trainer(..., callbacks=[EFFPCallback(target_flops=0.5)])`.
 
     After `trainer.train()`, `callback.compact()` is the compact model. Every checkpoint gets a file with the session's
