@@ -1,7 +1,7 @@
 """The table of docs/integrations.md: each tool trains, is killed, goes on, is loaded without effp_fx and exported.
 
-    python -m benchmarks.integrations                  # run the tools of this file: docs/results/integrations_tools.jsonl
-    python -m benchmarks.integrations --table          # only write the table anew, from all docs/results/integrations*.jsonl
+    python -m benchmarks.integrations             # run the tools: docs/results/integrations_tools.jsonl, and the table
+    python -m benchmarks.integrations --table     # the table alone, from all docs/results/integrations*.jsonl
 
 A row that is in the file already is kept, so that a run that was broken off goes on; `--again` runs all of them.
 """

@@ -20,7 +20,11 @@ from effp_fx.errors import SessionError
 from tests.session_run import UPDATES, batch, held, net, sgd
 from tests.test_session_resume import adam, same
 
-pytest.importorskip("lightning")
+lightning = pytest.importorskip("lightning.pytorch")
+callbacks = pytest.importorskip("lightning.pytorch.callbacks")
+EFFPCallback = pytest.importorskip("effp_fx.integrations.lightning").EFFPCallback
+LightningModule, Trainer = lightning.LightningModule, lightning.Trainer
+
 pytestmark = [
     pytest.mark.lightning,
     # Lightning's own advice about loaders, loggers and GPUs, and what it still uses of torch.
@@ -30,11 +34,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Checkpoint directory"),
     pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning"),
 ]
-
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
-
-from effp_fx.integrations.lightning import EFFPCallback
 
 BATCHES, EPOCHS = 4, 3
 Make = Callable[[nn.Module], Any]
@@ -61,10 +60,10 @@ def loader() -> DataLoader[Any]:
     return DataLoader(TensorDataset(*(torch.cat(part) for part in zip(*batches, strict=True))), batch_size=4)
 
 
-def trainer(folder: Path, *callbacks: Any, **options: Any) -> Trainer:
+def trainer(folder: Path, *others: Any, **options: Any) -> Trainer:
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    keep = ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)
-    return Trainer(callbacks=[*callbacks, keep], **{"max_epochs": EPOCHS, **quiet, **options})
+    keep = callbacks.ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)
+    return Trainer(callbacks=[*others, keep], **{"max_epochs": EPOCHS, **quiet, **options})
 
 
 def callback(**options: Any) -> EFFPCallback:
@@ -150,7 +149,7 @@ def test_a_module_that_is_the_network_itself(tmp_path: Path) -> None:
 def test_a_moving_average_is_asked_for_by_name(tmp_path: Path) -> None:
     """Lightning puts the average into the module when training ends: what is off is then not quite zero."""
     module, effp = Classifier(), callback()
-    average = WeightAveraging(device=None, use_buffers=True)
+    average = callbacks.WeightAveraging(device=None, use_buffers=True)
     trainer(tmp_path, effp, average).fit(module, loader())
     with pytest.raises(SessionError) as caught:
         effp.compact()
@@ -161,14 +160,15 @@ def test_a_moving_average_is_asked_for_by_name(tmp_path: Path) -> None:
 
 
 DDP = """
-import sys, torch
+import os, sys, torch
 from pathlib import Path
 from lightning.pytorch.strategies import DDPStrategy
 from tests.test_lightning import fitted
-folder, rank = Path(sys.argv[1]), int(__import__("os").environ["RANK"])
+folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
 torch.set_num_threads(1)
 end = sys.argv[2] if len(sys.argv) > 2 else None
-module, effp = fitted(folder, path=end, updates=2, trainer_devices=2, trainer_strategy=DDPStrategy(process_group_backend="gloo"))
+gloo = {"trainer_devices": 2, "trainer_strategy": DDPStrategy(process_group_backend="gloo")}
+module, effp = fitted(folder, path=end, updates=2, **gloo)
 state = {"keep": torch.from_numpy(effp.session.keep), "weights": module.state_dict(), "steps": effp.session.step}
 torch.save(state | {"compact": [tuple(value.shape) for value in effp.compact().parameters()]}, folder / f"rank{rank}")
 """
@@ -346,7 +346,23 @@ print("imported:", loaded)
 @pytest.mark.slow
 @pytest.mark.parametrize("version", ["2.6.2", "2.6.3+cpu", "2.3.3"])
 def test_a_release_that_is_not_supported_is_refused_before_it_runs(version: str) -> None:
-    done = subprocess.run([sys.executable, "-c", VERSIONS, version], capture_output=True, text=True)
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", VERSIONS, version], cwd=root, capture_output=True, text=True)
     assert f"seen: lightning {version}" in done.stdout, done.stdout + done.stderr
     assert "GHSA-w37p-236h-pfx3" in done.stdout and "expected: lightning>=2.4,!=2.6.2,!=2.6.3" in done.stdout
     assert "imported: []" in done.stdout, "a line of it was run"
+
+
+OTHER_NAME = """
+import pytorch_lightning
+from effp_fx.integrations.lightning import EFFPCallback
+assert issubclass(EFFPCallback, pytorch_lightning.Callback)
+"""
+
+
+@pytest.mark.slow
+def test_the_package_that_the_program_uses_is_taken() -> None:
+    pytest.importorskip("pytorch_lightning")
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", OTHER_NAME], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -22,12 +22,13 @@ from tests.untouched import untouched
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
+integration = pytest.importorskip("effp_fx.integrations.transformers")
+STATE, EFFPCallback = integration.STATE, integration.EFFPCallback
+
 pytestmark = [
     pytest.mark.transformers,
     pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning"),
 ]
-
-from effp_fx.integrations.transformers import STATE, EFFPCallback
 
 ROOT = Path(__file__).parents[1]
 EPOCHS = 3
@@ -216,8 +217,9 @@ torch.set_num_threads(1)
 folder, rank, model = Path(sys.argv[1]), int(os.environ["RANK"]), Plain()
 effp = callback(model, updates=2)
 trainer(folder / "run", model, effp, ddp_backend="gloo").train(resume_from_checkpoint=len(sys.argv) > 2)
-state = {"keep": torch.from_numpy(effp.session.keep), "weights": dict(model.named_parameters()), "steps": effp.session.step}
-torch.save(state | {"compact": [tuple(value.shape) for value in effp.compact().parameters()]}, folder / f"rank{rank}")
+state = {"keep": torch.from_numpy(effp.session.keep), "weights": dict(model.named_parameters())}
+shapes = [tuple(value.shape) for value in effp.compact().parameters()]
+torch.save(state | {"steps": effp.session.step, "compact": shapes}, folder / f"rank{rank}")
 """
 
 
