@@ -73,7 +73,7 @@ _LOAD = {
 def _python(processes: int) -> list[str]:
     if processes == 1:
         return [sys.executable]
-    return [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--master-port=0"]
+    return [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
 
 
 def _run(command: list[str], folder: Path) -> tuple[int, str]:

@@ -142,7 +142,7 @@ def test_accelerate_in_two_processes(scenes: Path, tmp_path: Path) -> None:
             "-m",
             "torch.distributed.run",
             "--nproc-per-node=2",
-            "--master-port=0",
+            "--standalone",
             str(EXAMPLES / f"{name}.py"),
         ]
         options = ["--data", str(scenes), "--epochs", "50", "--batch", "2", "--size", "64", "--accumulate", "2"]

@@ -120,9 +120,9 @@ class EFFPCallback(Callback):  # type: ignore[misc]  # Lightning's types are not
         raise SessionError(
             "a session attaches to one optimizer",
             where="configure_optimizers",
-            seen=", ".join(f"{index}: {kind}" for index, kind in enumerate(kinds)) or "no optimizer",
+            seen=", ".join(f"{index}: {kind}" for index, kind in enumerate(kinds)),
             expected="one, or the number of the one that moves the network that is pruned",
-            mend="EFFPCallback(optimizer=0)" if kinds else "return an optimizer from configure_optimizers",
+            mend="EFFPCallback(optimizer=0)",
         )
 
     def _steps(self, trainer: Any, pl_module: Any) -> int:
