@@ -78,9 +78,24 @@ def lightning(name: str, folder: Path, die_at: int | None) -> Trained:
 
 
 def transformers(name: str, folder: Path, die_at: int | None) -> Trained:
-    from transformers import Trainer, TrainingArguments
+    from transformers import Trainer
 
     from effp_fx.integrations.transformers import EFFPCallback
+
+    callback = EFFPCallback(**SESSION, example_inputs=nets.example(name))
+    model, arguments = _trainer(name, folder, die_at, [callback])
+
+    def validate(network: nn.Module) -> float:
+        judge = Trainer(network, arguments, partial(nets.collated, name), eval_dataset=nets.Images())
+        return float(judge.evaluate()["eval_loss"])
+
+    assert callback.session is not None
+    return Trained(model, callback.session, callback.compact(), folder / f"checkpoint-{_steps()}", validate)
+
+
+def _trainer(name: str, folder: Path, die_at: int | None, callbacks: list[Any]) -> tuple[nn.Module, Any]:
+    """Train in Hugging Face's Trainer; (model, arguments)."""
+    from transformers import Trainer, TrainingArguments
 
     model = nets.build(name)
     arguments = TrainingArguments(
@@ -93,17 +108,14 @@ def transformers(name: str, folder: Path, die_at: int | None) -> Trained:
         use_cpu=True,
         disable_tqdm=True,
     )
-    callback = EFFPCallback(**SESSION, example_inputs=nets.example(name))
-    collate, data = partial(nets.collated, name), nets.Images(die_at)
-    trainer = Trainer(model, arguments, collate, data, eval_dataset=nets.Images(), callbacks=[callback])
+    trainer = Trainer(model, arguments, partial(nets.collated, name), nets.Images(die_at), callbacks=callbacks)
     trainer.train(resume_from_checkpoint=any(folder.glob("checkpoint-*")))
+    return model, arguments
 
-    def validate(network: nn.Module) -> float:
-        judge = Trainer(network, arguments, collate, eval_dataset=nets.Images())
-        return float(judge.evaluate()["eval_loss"])
 
-    assert callback.session is not None
-    return Trained(model, callback.session, callback.compact(), folder / f"checkpoint-{_steps()}", validate)
+def control(name: str, folder: Path, die_at: int | None) -> nn.Module:
+    """The same in Hugging Face's Trainer without a session: whether that resumes to the last bit."""
+    return _trainer(name, folder, die_at, [])[0]
 
 
 def timm(name: str, folder: Path, die_at: int | None) -> Trained:
@@ -131,7 +143,7 @@ def torchvision(name: str, folder: Path, die_at: int | None) -> Trained:
     return Trained(model, session, session.compact(), folder / "last.pt", partial(_score, name))
 
 
-def torchrun(name: str, folder: Path, die_at: int | None) -> Trained:
+def ddp(name: str, folder: Path, die_at: int | None) -> Trained:
     torch.distributed.init_process_group("gloo")
     model = nets.build(name)
     outer = nn.parallel.DistributedDataParallel(model)
@@ -164,7 +176,7 @@ def accelerate(name: str, folder: Path, die_at: int | None) -> Trained:
     return Trained(bare, session, session.compact(), folder / f"epoch{EPOCHS - 1}", partial(_score, name))
 
 
-TOOLS = {function.__name__: function for function in (lightning, transformers, timm, torchvision, torchrun, accelerate)}
+TOOLS = {function.__name__: function for function in (lightning, transformers, timm, torchvision, ddp, accelerate)}
 
 
 def _steps() -> int:
@@ -251,9 +263,14 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--die-at", type=int)
     parser.add_argument("--cells", action="store_true")
+    parser.add_argument("--control", action="store_true", help="Hugging Face's Trainer without a session")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
+    if args.control:
+        network = control(args.net, args.folder, args.die_at)
+        torch.save(dict(network.named_parameters()), args.folder / "end.pt")
+        return
     trained = TOOLS[args.tool](args.net, args.folder, args.die_at)
     if _rank()[0]:
         return

@@ -9,18 +9,23 @@ A row that is in the file already is kept, so that a run that was broken off goe
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
 import json
+import multiprocessing
 import os
-import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks import integration_nets as nets
+from benchmarks import integration_tools
 from effp_fx import atomic_file
 
 ROOT = Path(__file__).parents[1]
@@ -43,13 +48,14 @@ Row = dict[str, str]
 # tool, network, processes, title
 RUNS = (
     ("lightning", "ssd", 1, "Lightning"),
+    ("timm", "resnet", 1, "timm"),
+    ("ddp", "ssd", 2, "DistributedDataParallel, 2 processes"),
+    ("accelerate", "ssd", 2, "Accelerate, 2 processes"),
     ("transformers", "detr", 1, "Transformers"),
     ("transformers", "rt_detr", 1, "Transformers"),
-    ("timm", "resnet", 1, "timm"),
-    ("torchrun", "ssd", 2, "torchrun DDP, 2 processes"),
-    ("accelerate", "ssd", 2, "Accelerate, 2 processes"),
     ("torchvision", "ssdlite", 1, "torchvision's loop"),
 )
+_PACKAGES = {"lightning": "lightning.pytorch", "transformers": "transformers.trainer", "timm": "timm.optim"}
 
 _PLAIN = """
 import sys, warnings
@@ -70,18 +76,57 @@ _LOAD = {
 }
 
 
-def _python(processes: int) -> list[str]:
+def _environment(rank: int, processes: int, port: int) -> dict[str, str]:
+    """What torchrun tells a process, on this machine; of one process nothing about ranks."""
+    quiet = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     if processes == 1:
-        return [sys.executable]
-    return [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
+        return quiet
+    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+    return (
+        quiet
+        | {key: str(value) for key, value in ranks.items()}
+        | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    )
 
 
-def _run(command: list[str], folder: Path) -> tuple[int, str]:
-    quiet = {"PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    env = {**os.environ, **quiet, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
-    (folder / "log").write_text(done.stdout + done.stderr)
-    return done.returncode, (done.stderr if done.returncode else done.stdout).strip()
+def _child(arguments: list[str], log: Path, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    sys.argv = ["integration_tools", *arguments]
+    with log.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        try:
+            integration_tools.main()
+        except BaseException:
+            traceback.print_exc()
+            raise SystemExit(1) from None
+
+
+def _run(arguments: list[str], folder: Path, processes: int) -> tuple[int, str]:
+    """Run a tool in forked processes, so that nothing is imported again; (the worst exit code, what was printed)."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    log = folder / "log"
+    children = [
+        context.Process(target=_child, args=(arguments, log, _environment(rank, processes, port)))
+        for rank in range(processes)
+    ]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    codes = [child.exitcode or 0 for child in children]
+    return max(codes, key=abs), log.read_text()
+
+
+def _loaded(tool: str, net: str, found: dict[str, Any]) -> str:
+    """The cell of the checkpoint: loaded in a new process, by the tool alone."""
+    code = _PLAIN.format(name=net, path=found["checkpoint"], load=_LOAD.get(tool, _LOAD[""]))
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
+    if done.returncode:
+        return _reason(done.stderr)
+    return _close(float(done.stdout.split()[-1]), found["outputs"])
 
 
 def _reason(text: str) -> str:
@@ -95,29 +140,38 @@ def measured(tool: str, net: str, processes: int, title: str, folder: Path) -> R
     row = dict.fromkeys(COLUMNS, "-") | {"tool": title, "model": nets.TITLES[net], "note": ""}
     whole, cut = folder / "whole", folder / "cut"
     whole.mkdir(), cut.mkdir()
-    base = [*_python(processes), "-m", "benchmarks.integration_tools", tool, net]
-    code, text = _run([*base, str(whole), "--cells"], whole)
+    importlib.import_module(_PACKAGES.get(tool, "torch"))
+    code, text = _run([tool, net, str(whole), "--cells"], whole, processes)
     if code:
         return row | {"trains": _reason(text)}
     found = json.loads((whole / "cells.json").read_text())
-    row |= found["cells"]
-    plain = _PLAIN.format(name=net, path=found["checkpoint"], load=_LOAD.get(tool, _LOAD[""]))
-    code, text = _run([sys.executable, "-c", plain], folder)
-    row["loads"] = _reason(text) if code else _close(float(text.splitlines()[-1]), found["outputs"])
+    row |= found["cells"] | {"loads": _loaded(tool, net, found)}
     # In the middle of the fourth epoch of five: checkpoints of three are there, and the mask has just been fixed.
-    row["resumes"] = _resumed(base, cut, whole, die_at=3 * nets.IMAGES // processes + nets.BATCH + 1)
+    die_at = 3 * nets.IMAGES // processes + nets.BATCH + 1
+    row["resumes"] = _resumed([tool, net, str(cut)], cut, whole, processes, die_at)
+    if row["resumes"] != "yes" and tool == "transformers":
+        row["note"] = f"resumes without a session: {_control(net, folder, die_at)}"
     return row
+
+
+def _control(net: str, folder: Path, die_at: int) -> str:
+    """Whether the Trainer by itself resumes this network to the last bit."""
+    whole, cut = folder / "control", folder / "control_cut"
+    whole.mkdir(), cut.mkdir()
+    arguments = ["transformers", net, "--control"]
+    code, text = _run([*arguments, str(whole)], whole, 1)
+    return _reason(text) if code else _resumed([*arguments, str(cut)], cut, whole, 1, die_at)
 
 
 def _close(one: float, two: float) -> str:
     return "yes" if abs(one - two) <= 1e-4 * abs(two) else f"no: outputs {one:.6g}, of the compact model {two:.6g}"
 
 
-def _resumed(base: list[str], cut: Path, whole: Path, die_at: int) -> str:
-    code, _ = _run([*base, str(cut), "--die-at", str(die_at)], cut)
+def _resumed(arguments: list[str], cut: Path, whole: Path, processes: int, die_at: int) -> str:
+    code, text = _run([*arguments, "--die-at", str(die_at)], cut, processes)
     if (cut / "end.pt").exists() or code == 0:
-        return f"no: it was not killed (exit {code}, SIGKILL is {-signal.SIGKILL})"
-    code, text = _run([*base, str(cut)], cut)
+        return f"no: it was not killed: {_reason(text)}"
+    code, text = _run(arguments, cut, processes)
     if code:
         return _reason(text)
     ends: list[dict[str, Any]] = [torch.load(place / "end.pt", weights_only=True) for place in (whole, cut)]

@@ -29,8 +29,7 @@ class Odd(nn.Module):
         fine = torch.cat([self.left(fine), self.right(fine)], 1) + fine
         maps = [self.head(fine), self.head(self.coarse(fine))]
         scores, boxes = zip(*(m.split([m.shape[1] - 4, 4], 1) for m in maps), strict=True)
-        sizes = {"sizes": [tuple(m.shape[-2:]) for m in maps]}
-        found = {"scores": list(scores), "boxes": [box.sigmoid() for box in boxes], "about": sizes}
+        found = {"scores": list(scores), "boxes": [box.sigmoid() for box in boxes], "about": {"maps": len(maps)}}
         return found | {"loss": self.loss(scores, batch["heat"])} if "heat" in batch else found
 
     def loss(self, scores: tuple[Tensor, ...], heat: Tensor) -> Tensor:
