@@ -54,7 +54,6 @@ def detr() -> nn.Module:
         encoder_attention_heads=2,
         decoder_attention_heads=2,
         num_queries=8,
-        dropout=0.0,  # with dropout the Trainer does not resume to the last bit, with or without a session
         num_labels=CLASSES,
     )
     return transformers.DetrForObjectDetection(config)

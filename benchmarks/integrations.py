@@ -150,7 +150,8 @@ def measured(tool: str, net: str, processes: int, title: str, folder: Path) -> R
     die_at = 3 * nets.IMAGES // processes + nets.BATCH + 1
     row["resumes"] = _resumed([tool, net, str(cut)], cut, whole, processes, die_at)
     if row["resumes"] != "yes" and tool == "transformers":
-        row["note"] = f"resumes without a session: {_control(net, folder, die_at)}"
+        control = f"resumes without a session: {_control(net, folder, die_at)}"
+        row["note"] = "; ".join(filter(None, [row["note"], control]))
     return row
 
 

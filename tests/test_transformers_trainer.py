@@ -201,6 +201,27 @@ def test_a_run_resumes_bit_for_bit_from_each_of_its_checkpoints(tmp_path: Path) 
         assert same(session_of(other).state_dict(), wanted) and same(again.state_dict(), model.state_dict()), step
 
 
+@pytest.mark.slow
+def test_weights_that_the_trainer_leaves_out_are_loaded(tmp_path: Path) -> None:
+    """Transformers 5 saves parts of DETR under older names, which its Trainer does not find again."""
+    model, effp = fitted(tmp_path / "one", detr())
+    shutil.copytree(tmp_path / "one" / "checkpoint-8", tmp_path / "two" / "checkpoint-8")
+    again, other = fitted(tmp_path / "two", detr(), path=True)
+    assert same(session_of(other).state_dict(), session_of(effp).state_dict())
+    assert same(again.state_dict(), model.state_dict())
+
+
+def test_weights_that_are_not_the_checkpoints(tmp_path: Path) -> None:
+    """What a tool did not load shows where channels that are off are not zero."""
+    fitted(tmp_path)
+    saved = torch.load(tmp_path / "checkpoint-12" / STATE, weights_only=True)["session"]
+    attachment, model = integration.Attachment("trainer.train()", callback(Plain())._attachment._options), Plain()
+    attachment.resume_from(saved)
+    with pytest.raises(SessionError, match="the model's weights are not those of the checkpoint"):
+        attachment.attach(model, torch.optim.AdamW(model.parameters()), STEPS, STEPS)
+    assert attachment.session is None
+
+
 def test_accumulated_gradients_make_one_step(tmp_path: Path) -> None:
     model = Plain()
     effp = callback(model, updates=2)

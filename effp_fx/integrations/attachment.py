@@ -66,6 +66,7 @@ class Attachment:
         if self._saved is not None:
             try:
                 session.load_state_dict(self._saved)
+                _check_resumed(session, self._network)
             except BaseException:
                 session.close()
                 raise
@@ -101,7 +102,7 @@ class Attachment:
             )
         with self._where_trained():
             if model is None and self.session.frozen:
-                self._check_masked()
+                _check_masked(self.session, self._network)
             return self.session.compact(model)
 
     def _options_there(self) -> dict[str, Any]:
@@ -110,21 +111,6 @@ class Attachment:
             return self._options
         there = map_tensors(lambda tensor: tensor.to(self._device), as_example(given))
         return {**self._options, "example_inputs": there}
-
-    def _check_masked(self) -> None:
-        assert self.session is not None and self._network is not None
-        masked = dict(self.session.masked(self._network).named_parameters())
-        for name, value in self._network.named_parameters():
-            if torch.equal(value, masked[name]):
-                continue
-            raise SessionError(
-                "the weights were replaced after the last step",
-                where=name,
-                seen="channels that are off, and are not zero",
-                expected=f"weights from step {self.session.schedule.freeze_step} on, trained under this mask",
-                mend="load the last checkpoint's weights; of a moving average ask for callback.compact(its_module),"
-                " which masks it first",
-            )
 
     @contextmanager
     def _where_trained(self) -> Iterator[None]:
@@ -136,3 +122,35 @@ class Attachment:
             yield
         finally:
             self._network.to(now)
+
+
+def _not_masked(session: Session, network: nn.Module) -> str | None:
+    """The first parameter in which a channel that is off is not zero; None where there is none."""
+    masked = dict(session.masked(network).named_parameters())
+    return next((name for name, value in network.named_parameters() if not torch.equal(value, masked[name])), None)
+
+
+def _check_masked(session: Session, network: nn.Module) -> None:
+    wrong = _not_masked(session, network)
+    if wrong is None:
+        return
+    raise SessionError(
+        "the weights were replaced after the last step",
+        where=wrong,
+        seen="channels that are off, and are not zero",
+        expected=f"weights from step {session.schedule.freeze_step} on, trained under this mask",
+        mend="load the last checkpoint's weights; of a moving average ask for callback.compact(its_module),"
+        " which masks it first",
+    )
+
+
+def _check_resumed(session: Session, network: nn.Module) -> None:
+    wrong = _not_masked(session, network)
+    if wrong is None:
+        return
+    raise SessionError(
+        "the model's weights are not those of the checkpoint that the session resumes from",
+        where=wrong,
+        seen="channels that are off, and are not zero",
+        mend="look for names that the tool did not load (it may only warn), and load them before training starts",
+    )

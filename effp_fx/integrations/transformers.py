@@ -22,7 +22,7 @@ STATE = "effp_session.pt"
 
 versions.require("transformers", SUPPORTED, extra="transformers")
 
-from transformers import TrainerCallback  # noqa: E402  # only after its version was checked
+from transformers import PreTrainedModel, TrainerCallback  # noqa: E402  # only after its version was checked
 
 
 class EFFPCallback(TrainerCallback):
@@ -76,6 +76,7 @@ class EFFPCallback(TrainerCallback):
             place = self._place(args, state.global_step)
             saved = _read(place, state.global_step)
             if saved is not None:
+                _load_weights(kwargs["model"], place)
                 self._attachment.resume_from(saved)
         self._attachment.attach(kwargs["model"], kwargs["optimizer"], state.max_steps, state.global_step)
 
@@ -119,6 +120,15 @@ class EFFPCallback(TrainerCallback):
 
 def _folder(output: str, step: int) -> Path:
     return Path(output) / f"checkpoint-{step}"
+
+
+def _load_weights(model: nn.Module, folder: Path) -> None:
+    """Load the checkpoint as `from_pretrained` does, which knows the older names that transformers 5 writes weights under.
+
+    The Trainer calls load_state_dict with these names, warns, and goes on with initial weights (DETR, RT-DETR; 5.24).
+    """
+    if isinstance(model, PreTrainedModel):
+        model.load_state_dict(type(model).from_pretrained(folder).state_dict())
 
 
 def _read(folder: Path, step: int) -> dict[str, Any] | None:
