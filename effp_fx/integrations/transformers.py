@@ -123,7 +123,7 @@ def _folder(output: str, step: int) -> Path:
 
 
 def _load_weights(model: nn.Module, folder: Path) -> None:
-    """Load the checkpoint as `from_pretrained` does, which knows the older names that transformers 5 writes weights under.
+    """Load the checkpoint as `from_pretrained` does, which knows the older names that transformers 5 writes.
 
     The Trainer calls load_state_dict with these names, warns, and goes on with initial weights (DETR, RT-DETR; 5.24).
     """
