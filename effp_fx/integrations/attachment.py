@@ -11,10 +11,11 @@ from torch import nn
 
 from effp_fx.errors import SessionError
 from effp_fx.inputs import as_example, map_tensors
+from effp_fx.masking import masked_tensors
 from effp_fx.models.registry import reference_tensor
 from effp_fx.session import Session
 from effp_fx.session.checks import optimizer_of
-from effp_fx.subject import unwrapped
+from effp_fx.subject import network_of, unwrapped
 
 
 class Attachment:
@@ -65,8 +66,8 @@ class Attachment:
         session = Session(network, self._optimizer, total_steps, **self._options_there())
         if self._saved is not None:
             try:
+                _check_resumed(session, self._network, self._saved)
                 session.load_state_dict(self._saved)
-                _check_resumed(session, self._network)
             except BaseException:
                 session.close()
                 raise
@@ -144,8 +145,16 @@ def _check_masked(session: Session, network: nn.Module) -> None:
     )
 
 
-def _check_resumed(session: Session, network: nn.Module) -> None:
-    wrong = _not_masked(session, network)
+def _check_resumed(session: Session, network: nn.Module, saved: dict[str, Any]) -> None:
+    """Raise SessionError where the weights were not trained under the mask of the state; before it is loaded."""
+    off = saved.get("off")
+    if not isinstance(off, torch.Tensor) or tuple(off.shape) != session.keep.shape:
+        return  # not the state of this session, and load_state_dict says so
+    inner = network_of(network)[0]
+    tensors = dict(inner.named_parameters())
+    known = {name: dims for name, dims in session.analysis.tensors.items() if name in tensors}
+    masked = masked_tensors(known, tensors, ~off.cpu().numpy())
+    wrong = next((name for name, value in masked.items() if not torch.equal(value, tensors[name])), None)
     if wrong is None:
         return
     raise SessionError(
