@@ -147,7 +147,7 @@ def _check_masked(session: Session, network: nn.Module) -> None:
 
 def _check_resumed(session: Session, network: nn.Module, saved: dict[str, Any]) -> None:
     """Raise SessionError where the weights were not trained under the mask of the state; before it is loaded."""
-    off = saved.get("off")
+    off = saved.get("off") if isinstance(saved, dict) else None
     if not isinstance(off, torch.Tensor) or tuple(off.shape) != session.keep.shape:
         return  # not the state of this session, and load_state_dict says so
     inner = network_of(network)[0]
