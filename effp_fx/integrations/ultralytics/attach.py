@@ -96,7 +96,7 @@ def _check_object(yolo: Any) -> None:
         raise SessionError(
             "training of this object has begun",
             seen="an optimizer that has not come to its last epoch",
-            mend="call prune_trainer before train(); after a run that broke off, make a new YOLO object from its last.pt",
+            mend="call prune_trainer before train(); where a run broke off, make a new YOLO object from its last.pt",
         )
 
 

@@ -68,6 +68,8 @@ def make_compact(session: Session, device: torch.device, last: Path, best: Path)
     found = {path: read(path) for path in (last, best) if path.exists()}
     ours = {path: one for path, one in found.items() if _is_masked_by(session, one)}
     notes = [f"{path.name} was of another mask; it is now what {last.name} is" for path in found if path not in ours]
+    if len(ours) > 1 and last.read_bytes() == best.read_bytes():  # the last epoch was the best
+        del ours[best]
     made = {path: _compacted(session, device, one) for path, one in ours.items()}
     for path in found:
         write(path, made[path if path in made else last])

@@ -58,9 +58,7 @@ def refuse(arguments: Mapping[str, Any]) -> None:
     for name, asked, reason, mend in _REFUSED:
         value = arguments.get(name)
         if value and asked(value):
-            raise SessionError(
-                f"{name}={value!r} does not go together with prune_trainer", seen=reason, mend=mend
-            )
+            raise SessionError(f"{name}={value!r} does not go together with prune_trainer", seen=reason, mend=mend)
 
 
 def _several(device: Any) -> bool:
