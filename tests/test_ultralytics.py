@@ -162,6 +162,7 @@ def test_only_epochs_with_the_final_mask_count_for_the_best_and_for_patience(
     assert best["train_metrics"]["fitness"] == 1 / (1 + first)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_a_session_is_not_resumed(narrow: str, data: str, tmp_path: Path) -> None:
     yolo = ultralytics.YOLO(narrow)
     broken_at(yolo, "on_fit_epoch_end", 0)

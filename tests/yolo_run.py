@@ -1,4 +1,4 @@
-"""A YOLO of a few thousand weights, scenes of 64 pixels, and the arguments under which Ultralytics trains in seconds."""
+"""A YOLO of a few thousand weights, scenes of 64 pixels, and arguments under which Ultralytics trains in seconds."""
 
 from pathlib import Path
 from typing import Any

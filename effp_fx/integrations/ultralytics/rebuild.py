@@ -101,7 +101,7 @@ def _builds(network: Any, made: Configuration) -> bool:
     except Exception:  # any way in which a row may not fit: another way is tried, or none
         return False
     sizes = [sorted(tuple(value.shape) for value in model.parameters()) for model in (network, twin)]
-    same = len(ours) == len(theirs) and all(map(_close, ours, theirs))
+    same = len(ours) == len(theirs) and all(_close(one, two) for one, two in zip(ours, theirs, strict=True))
     return sizes[0] == sizes[1] and same
 
 
