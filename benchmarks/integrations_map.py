@@ -1,4 +1,4 @@
-"""Dense against EFFP at half the FLOPs, both trained by Ultralytics for as many epochs: mAP and time, in its own numbers.
+"""Dense against EFFP at half the FLOPs, both trained by Ultralytics for equal epochs: mAP and time in its own numbers.
 
     python -m benchmarks.integrations_map [--models yolov8n.yaml,yolo11n.yaml] [--seeds 2] [--epochs 30] [--images 1000]
 

@@ -79,7 +79,6 @@ def test_the_compact_checkpoint_computes_what_the_masked_one_does(trained: Simpl
     image = torch.rand(2, 3, 64, 64)
     one, two = (yolo.model.eval()(image)[0] for yolo in (masked, small))
     assert torch.allclose(one, two, rtol=1e-4, atol=1e-3)
-    assert sum(bool((value == 0).all()) for value in masked.model.state_dict().values()) >= 0
     off = [value for name, value in masked.model.named_parameters() if name.endswith("bn.weight")]
     assert sum(int((value == 0).sum()) for value in off) > 50
     quiet: dict[str, Any] = {"data": data, "imgsz": 64, "workers": 0, "plots": False, "verbose": False}
@@ -134,7 +133,7 @@ def test_a_run_that_broke_off_is_resumed_with_its_mask(narrow: str, data: str, t
     assert second.session is not None and second.flops <= 0.5
     assert taken[0][0] == first.session.step and np.array_equal(taken[0][1], first.session.keep)
     assert second.session.history[: len(first.session.history)] == first.session.history
-    assert effp_fx.plan_of(ultralytics.YOLO(str(second.last)).model).summary["flops"] > 0
+    assert effp_fx.plan_of(ultralytics.YOLO(str(second.last)).model).groups
 
 
 @pytest.mark.slow
@@ -178,9 +177,13 @@ def test_a_checkpoint_without_a_session_is_not_resumed(narrow: str, data: str, t
 @pytest.mark.parametrize(
     ("event", "deed", "said", "mend"),
     [
-        ("on_train_start", "trainer.ema.enabled = False", "moving average", "leave trainer.ema"),
         ("on_train_start", "trainer.ema = None", "moving average", "leave trainer.ema"),
-        ("on_train_start", "trainer.optimizer = SGD(trainer.model.parameters())", "was rebuilt", "in place"),
+        (
+            "on_train_start",
+            "trainer.optimizer = SGD([dict(group) for group in trainer.optimizer.param_groups])",
+            "was rebuilt",
+            "in place",
+        ),
         ("on_train_epoch_end", "trainer.stop = True", "before the mask was fixed", "is dense"),
     ],
 )
@@ -287,7 +290,7 @@ def test_steps_are_counted_as_the_loop_makes_them(warmup: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["yolov10n.yaml", "yolo26n-pose.yaml", "yolov8n-cls.yaml"])
+@pytest.mark.parametrize("name", ["yolov10n.yaml", "yolov8n-cls.yaml"])
 def test_ultralytics_builds_a_cut_network_from_its_configuration(
     name: str, tmp_path: Path, build: Callable[[str], Any]
 ) -> None:

@@ -13,8 +13,9 @@ def narrow(folder: Path, name: str = "yolov8n.yaml", width: float = 0.125) -> st
     import ultralytics
     import yaml
 
-    plain = name.replace("n.", ".").replace("n-", "-")
-    found = next(Path(ultralytics.__file__).parent.joinpath("cfg", "models").rglob(plain))
+    names = (name, name.replace("n.", ".").replace("n-", "-"))
+    root = Path(ultralytics.__file__).parent / "cfg" / "models"
+    found = next(path for path in root.rglob("*.yaml") if path.name in names)
     content = yaml.safe_load(found.read_text())
     content["scales"] = {"n": [0.33, width, 256]}
     path = folder / name

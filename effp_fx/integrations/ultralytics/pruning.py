@@ -73,6 +73,7 @@ class Pruning:
     def before_step(self, trainer: Any) -> None:
         """Look whether the loop is still the one that the session was made for."""
         session, loop = self._running(), self._loop
+        self._check_average(trainer)
         if trainer.optimizer is not self._optimizer:
             raise SessionError(
                 "the optimizer was rebuilt while the session runs",
