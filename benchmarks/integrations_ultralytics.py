@@ -50,6 +50,7 @@ def main() -> int:
     """Run the models one after another."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--no-kill", action="store_true", help="do not try to resume: that cell stays -")
     parser.add_argument("--child", nargs=2, metavar=("STEP", "ARGUMENTS"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -57,7 +58,7 @@ def main() -> int:
         print("\n" + json.dumps(_STEPS[step](**json.loads(given))))
         return 0
     for model in options.models.split(","):
-        row = tried(model)
+        row = tried(model, kill=not options.no_kill)
         print(json.dumps(row), flush=True)
         keep(row)
     return 0
@@ -72,30 +73,31 @@ def keep(row: dict[str, str]) -> None:
     RESULTS.write_text("".join(json.dumps(one) + "\n" for one in rows))
 
 
-def tried(model: str) -> dict[str, str]:
+def tried(model: str, *, kill: bool) -> dict[str, str]:
     """The row of a model."""
     row = dict.fromkeys(KEYS, "-") | {"tool": "ultralytics", "model": model}
     task = next((task for word, task in TASKS.items() if word in model), "detect")
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         data = data_for(task, folder, images=IMAGES, size=SIDE)
-        killed = child("train", folder, model=model, data=data, folder=place, kill=True)
         last = folder / "run" / "weights" / "last.pt"
-        done = child("resume", folder, last=str(last)) if last.exists() else killed
-        row["resumes"] = said(done, "took the session over")
-        if "error" in done:
-            done = child("train", folder, model=model, data=data, folder=place, kill=False)
+        begin = {"model": model, "data": data, "folder": place}
+        done = child("train", folder, **begin, kill=kill)
+        if kill:
+            done = child("resume", folder, last=str(last)) if last.exists() else done
+            row["resumes"] = said(done, "took the session over")
+        if kill and "error" in done:
+            done = child("train", folder, **begin, kill=False)
         row["trains"] = said(done, "trained")
         if "error" in done:
             return row
         row["target_met"] = "yes" if done["flops"] <= TARGET else f"no: {done['flops']:.1%} of the FLOPs"
         row["note"] = f"{done['flops']:.1%} of the FLOPs, {done['params']:.1%} of the parameters"
-        row["equal"] = said(child("equal", folder, masked=done["masked"], last=done["last"]), "equal")
-        files = {"masked": done["masked"], "last": done["last"], "data": data, "folder": place}
-        judged = child("judge", folder, **files)
-        row["val_equal"] = said(judged, "equal")
-        row["exports"] = said(child("export", folder, path=done["best"]), "equal")
-        row["loads"] = said(child("load", folder, path=done["best"], data=data, folder=place), "works")
+        paths = {"masked": done["masked"], "last": done["last"]}
+        masked = child("masked", folder, **paths, data=data, folder=place)
+        row["equal"], row["val_equal"] = said(masked, "equal"), said(masked, "val")
+        plain = child("plain", folder, path=done["best"], data=data, folder=place)
+        row["exports"], row["loads"] = said(plain, "exports"), said(plain, "loads")
     return row
 
 
@@ -176,39 +178,39 @@ def _run(yolo: Any, **arguments: Any) -> dict[str, Any]:
     }
 
 
-def equal(masked: str, last: str) -> dict[str, Any]:
-    """Masked and compact network on the same images, in float32."""
+def masked(masked: str, last: str, data: str, folder: str) -> dict[str, Any]:
+    """Masked and compact network: the same images in float32, and the plain tool's own numbers."""
     import torch
 
     from effp_fx.capture import tensors_of
 
+    torch.set_num_threads(1)
     torch.manual_seed(0)
     image = torch.rand(2, 3, 2 * SIDE, 2 * SIDE)
     with torch.no_grad():
         one, two = (tensors_of(_yolo(path).model.eval()(image))[0] for path in (masked, last))
-    worst = max(
-        float((left - right).abs().max() / left.abs().max().clamp(min=1e-9)) for left, right in _floats(one, two)
-    )
-    return {"equal": worst < 1e-3 or f"relative error {worst:.1e}"}
-
-
-def judge(masked: str, last: str, data: str, folder: str) -> dict[str, Any]:
-    """The plain tool's own numbers for both."""
+    gaps = [float((left - right).abs().max() / left.abs().max().clamp(min=1e-9)) for left, right in _floats(one, two)]
+    worst = max(gaps)
     found = []
     for path in (masked, last):
         judged = _yolo(path).val(data=data, imgsz=SIDE, batch=4, workers=0, plots=False, project=folder, name="val")
         found.append({key: float(value) for key, value in judged.results_dict.items()})
     gap = max(abs(found[0][key] - found[1][key]) for key in found[0])
-    return {"equal": gap < 1e-3 or f"they differ by {gap:.4f}"}
+    return {
+        "equal": worst < 1e-3 or f"relative error {worst:.1e}",
+        "val": gap < 1e-3 or f"they differ by {gap:.4f}",
+    }
 
 
-def export(path: str) -> dict[str, Any]:
-    """ONNX through the plain tool, run by ONNX Runtime."""
+def plain(path: str, data: str, folder: str) -> dict[str, Any]:
+    """ONNX run by ONNX Runtime; prediction, more training, fusing: all without effp_fx."""
     _without_effp()
     import onnxruntime
     import torch
 
+    torch.set_num_threads(1)
     yolo = _yolo(path)
+    yolo.predict(torch.rand(1, 3, SIDE, SIDE), imgsz=SIDE, verbose=False)
     file = yolo.export(format="onnx", imgsz=SIDE, simplify=False)
     image = torch.rand(1, 3, SIDE, SIDE)
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
@@ -218,23 +220,15 @@ def export(path: str) -> dict[str, Any]:
     while not isinstance(wanted, torch.Tensor):
         wanted = wanted[0]
     worst = float((torch.from_numpy(got) - wanted).abs().max() / wanted.abs().max())
-    return {"equal": worst < 1e-2 or f"ONNX Runtime differs by {worst:.1e}"}
-
-
-def load(path: str, data: str, folder: str) -> dict[str, Any]:
-    """Predict, train on, fuse, in the plain tool."""
-    _without_effp()
-    import torch
-
-    torch.set_num_threads(1)
-    yolo = _yolo(path)
-    yolo.predict(torch.rand(1, 3, SIDE, SIDE), imgsz=SIDE, verbose=False)
     more = _yolo(path)
     before = sorted(tuple(value.shape) for value in more.model.parameters())
     more.train(data=data, epochs=1, imgsz=SIDE, batch=4, workers=0, plots=False, project=folder, name="more")
     after = sorted(tuple(value.shape) for value in more.model.parameters())
     more.fuse()
-    return {"works": before == after or "train() builds another network"}
+    return {
+        "exports": worst < 1e-2 or f"ONNX Runtime differs by {worst:.1e}",
+        "loads": before == after or "train() builds another network",
+    }
 
 
 def _floats(one: list[Any], two: list[Any]) -> list[tuple[Any, Any]]:
@@ -254,7 +248,7 @@ def _yolo(model: str) -> Any:
     return ultralytics.RTDETR(model) if "rtdetr" in Path(model).name else ultralytics.YOLO(model)
 
 
-_STEPS = {"train": train, "resume": resume, "equal": equal, "judge": judge, "export": export, "load": load}
+_STEPS = {"train": train, "resume": resume, "masked": masked, "plain": plain}
 
 if __name__ == "__main__":
     sys.exit(main())
