@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -291,10 +290,8 @@ def test_steps_are_counted_as_the_loop_makes_them(warmup: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["yolov10n.yaml", "yolov8n-cls.yaml"])
-def test_ultralytics_builds_a_cut_network_from_its_configuration(
-    name: str, tmp_path: Path, build: Callable[[str], Any]
-) -> None:
-    dense = build(yolo_run.narrow(tmp_path, name))
+def test_ultralytics_builds_a_cut_network_from_its_configuration(name: str, tmp_path: Path) -> None:
+    dense = effp_fx.models.build(f"ultralytics:{yolo_run.narrow(tmp_path, name)}").model
     small: Any = effp_fx.prune(effp_fx.models.randomise(dense), target_flops=0.5)
     made = configuration(small)
     assert made is not None
@@ -304,11 +301,6 @@ def test_ultralytics_builds_a_cut_network_from_its_configuration(
     one, two = (model.eval()(image) for model in (small, again))
     assert torch.equal(one[0], two[0])
     assert sum(value.numel() for value in again.parameters()) < sum(value.numel() for value in dense.parameters())
-
-
-@pytest.fixture
-def build() -> Callable[[str], Any]:
-    return lambda name: effp_fx.models.build(f"ultralytics:{name}").model
 
 
 @pytest.mark.slow
