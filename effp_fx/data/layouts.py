@@ -103,7 +103,8 @@ def _write_yolo(root: Path, splits: Mapping[str, Sequence[Drawn]], classes: Sequ
             _write(labels / f"{one.stem}.txt", "".join(lines))
     names = "".join(f"  {index}: {name}\n" for index, name in enumerate(classes))
     places = "".join(f"{split}: images/{split}\n" for split in splits)
-    _write(root / "data.yaml", f"path: .\n{places}names:\n{names}")
+    # No `path:`: Ultralytics takes a relative one from where it is started, and without one from where the file lies.
+    _write(root / "data.yaml", f"{places}names:\n{names}")
 
 
 def _yolo_line(thing: SceneObject, size: int, classes: Sequence[str]) -> str:

@@ -207,6 +207,7 @@ class Session:
         state.check(saved, self._about())
         self.step = int(saved["step"])
         self._holder.restore(saved["off"].cpu().numpy().copy(), state.unpacked(saved["aside"]))
+        self._holder.zero()  # what was loaded beside it may be a moving average, which forgets slowly
         self._ranking.load_state_dict(saved["ranking"])
         self._pressure.load_state_dict(saved["pressure"])
         self.history[:] = [Update(**update) for update in saved["history"]]
