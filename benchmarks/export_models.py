@@ -13,8 +13,8 @@ import effp_fx
 from benchmarks import export_scenes
 from effp_fx import models
 from effp_fx.cli.arguments import shaped
-from effp_fx.export import parity
 from effp_fx.inputs import Example
+from effp_fx.recalibrate import recalibrate
 
 _IMAGES = 32
 """Scenes that statistics are measured on: those of one small image alone would blow up every other."""
@@ -28,7 +28,7 @@ class Subject:
     spec: str
     side: int | None = None
     """Height and width of the images; None: those of the family."""
-    peak: float = 2.0
+    peak: float = 4.0
     """Largest output of a head's layers. Where probabilities are a softmax over many classes it takes more for one of
     them to pass a threshold."""
     truth: str = "own"
@@ -47,8 +47,8 @@ class Subject:
         smooth(model)
         models.randomise(model, 0, example=several)
         if kind == "pruned":
-            batch: tuple[object, ...] | dict[str, object] = several.args or several.kwargs
-            model = effp_fx.prune(model, one, target_flops=0.5, calibration=[batch])
+            model = effp_fx.prune(model, one, target_flops=0.5)
+        recalibrate(model, [several.args or several.kwargs], like=one)
         settle(model, several, self.peak)
         return model, one
 
@@ -86,7 +86,11 @@ _CLASSES = ("cls_logits", "classification_head", "cv3", "class_", "score", "head
 _BINS = ("cv2",)
 _BOXES = ("regression_head", "bbox")
 """What the layers of heads are called in these families: scores, bins of a distance, shifts and sizes."""
-_BIN_PEAK, _BOX_PEAK = 3.0, 1.0
+_BIN_PEAK, _BOX_PEAK = 6.0, 1.0
+_BIN_SLOPE = 0.5
+"""How much less each bin of a distance weighs than the one before: boxes of some strides, as trained networks have.
+Without it every box has half the largest size, and suppression is decided by a thousand near ties."""
+_BINS_OF_A_DISTANCE = 16
 
 
 @dataclass
@@ -143,6 +147,9 @@ def settle(model: nn.Module, example: Example, peak: float) -> None:
             factor = peaks[module] / found.peak
             module.get_parameter("bias").sub_(found.mean).mul_(factor)
             module.get_parameter("weight").mul_(factor)
+            if peaks[module] == _BIN_PEAK:
+                slope = -_BIN_SLOPE * torch.arange(_BINS_OF_A_DISTANCE)
+                module.get_parameter("bias").add_(slope.repeat(len(found.mean) // _BINS_OF_A_DISTANCE))
 
 
 def _heads(model: nn.Module, peak: float) -> Iterator[tuple[nn.Module, float]]:

@@ -24,7 +24,7 @@ from effp_fx.export.selection import Detections
 from effp_fx.inputs import Example, map_tensors
 
 IMAGES = {"own": 8, "drawn": 64}
-"""How many scenes are judged for each kind of truth: a detector of one's own weights finds a hundred in each."""
+"""How many scenes are judged for each kind of truth. A random network finds a hundred objects in each."""
 NOISE = 2.0
 """Standard deviation, in levels of 256, of what is added to the pictures on which a model makes its own truth."""
 SAME = 1e-3
@@ -51,13 +51,12 @@ class Judged:
     """"drawn": what was drawn; "own": what the model itself detects where a little noise is added to the pictures."""
 
 
-def draw(count: int, side: int, first: int = 0) -> list[Scene]:
-    """Scenes number `first` and following, square, the same for the same arguments."""
+def draw(count: int, side: int) -> list[Scene]:
+    """Square scenes; a larger number begins with those of a smaller one."""
     difficulty, smallest = Difficulty.of(0.2), max(side // 9, 8)
-    numbers = range(first, first + count)
     return [
         draw_scene(np.random.default_rng([_SEED, number]), side, difficulty, smallest=smallest, most=4)
-        for number in numbers
+        for number in range(count)
     ]
 
 
@@ -79,7 +78,7 @@ def side_of(example: Example) -> tuple[int, int]:
 
 
 def judge(model: nn.Module, example: Example, file: Path, report: ExportReport, truth: str) -> Judged:
-    """Run a model and its file of detections over scenes that neither has seen.
+    """Run a model and its file of detections over the same scenes.
 
     Args:
         model: in eval mode.
@@ -90,7 +89,7 @@ def judge(model: nn.Module, example: Example, file: Path, report: ExportReport, 
     """
     decoding = report.decoding
     assert decoding is not None
-    scenes = draw(IMAGES[truth], max(side_of(example)), first=1000)
+    scenes = draw(IMAGES[truth], max(side_of(example)))
     pictures: list[Pixels] = [np.asarray(scene.image) for scene in scenes]
     inputs = [fed([picture], model, example) for picture in pictures]
     own = [in_torch(model, one, decoding) for one in inputs]
@@ -108,7 +107,7 @@ def judge(model: nn.Module, example: Example, file: Path, report: ExportReport, 
 
 
 def in_torch(model: nn.Module, inputs: Example, decoding: Decoding) -> Detections:
-    """What the model itself detects in one image; where it returns every anchor, what the rules of its family choose."""
+    """What the model itself detects in one image; where it returns every anchor, what its family chooses."""
     adapter = models.adapter_for(model)
     meaning = adapter.detection(model) if adapter is not None else None
     assert meaning is not None

@@ -21,7 +21,7 @@ from effp_fx.train.task import Task, prepare
 from effp_fx.train.watch import Silent
 
 _SIDE = 96
-_IMAGES, _EPOCHS = 400, 20
+_IMAGES, _EPOCHS = 400, 12
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Trained:
     truth: str = "drawn"
 
     def network(self, kind: str) -> tuple[nn.Module, Example]:
-        """The detector after its training, "dense" or "pruned" to half its FLOPs on the way, and a scene as its input."""
+        """The trained detector, "dense" or "pruned" to half its FLOPs on the way, and a scene as its input."""
         with tempfile.TemporaryDirectory() as folder:
             data = write_scenes(Path(folder) / "scenes", images=_IMAGES, val_images=8, test_images=0, size=_SIDE)
             task = Task(
