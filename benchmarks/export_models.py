@@ -16,8 +16,6 @@ from effp_fx.cli.arguments import shaped
 from effp_fx.inputs import Example
 from effp_fx.recalibrate import recalibrate
 
-_IMAGES = 32
-"""Scenes that statistics are measured on: those of one small image alone would blow up every other."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +29,8 @@ class Subject:
     peak: float = 4.0
     """Largest output of a head's layers. Where probabilities are a softmax over many classes it takes more for one of
     them to pass a threshold."""
+    images: int = 32
+    """Scenes that statistics are measured on, the judged ones among them."""
     truth: str = "own"
 
     def network(self, kind: str) -> tuple[nn.Module, Example]:
@@ -40,7 +40,7 @@ class Subject:
         model, example = built.model, built.example()
         if self.side is not None:
             example = shaped(example, f"1x3x{self.side}x{self.side}", model)
-        scenes = export_scenes.draw(_IMAGES, max(export_scenes.side_of(example)))
+        scenes = export_scenes.draw(self.images, max(export_scenes.side_of(example)))
         pictures = [np.asarray(scene.image) for scene in scenes]
         several = export_scenes.fed(pictures, model, example)
         one = export_scenes.fed(pictures[:1], model, example)
@@ -48,13 +48,15 @@ class Subject:
         models.randomise(model, 0, example=several)
         if kind == "pruned":
             model = effp_fx.prune(model, one, target_flops=0.5)
+            if any("Frozen" in type(module).__name__ for module in model.modules()):
+                models.randomise(model, 0, example=several)  # such norms are not recalibrated
         recalibrate(model, [several.args or several.kwargs], like=one)
         settle(model, several, self.peak)
         return model, one
 
 
 RANDOM = (
-    Subject("SSD300-VGG16-BN", "effp:ssd300_vgg16_bn"),
+    Subject("SSD300-VGG16-BN", "effp:ssd300_vgg16_bn", images=8),
     Subject("SSDlite320", "torchvision:ssdlite320_mobilenet_v3_large"),
     Subject("RetinaNet-R50", "torchvision:retinanet_resnet50_fpn?min_size=128&max_size=128"),
     Subject("FCOS-R50", "torchvision:fcos_resnet50_fpn?min_size=128&max_size=128"),
@@ -64,7 +66,7 @@ RANDOM = (
     Subject("YOLO11n", "ultralytics:yolo11n.yaml", 128),
     Subject("YOLOv10n", "ultralytics:yolov10n.yaml", 128),
     Subject("RT-DETR-R18", "hf:rt_detr?encoder_layers=1&decoder_layers=3&num_labels=80", 128),
-    Subject("DETR-R50", "hf:detr?encoder_layers=2&decoder_layers=2&num_labels=80", 128, peak=32.0),
+    Subject("DETR-R50", "hf:detr?encoder_layers=2&decoder_layers=2&num_labels=80", 128, peak=16.0),
 )
 
 
