@@ -17,7 +17,6 @@ from effp_fx.inputs import Example
 from effp_fx.recalibrate import recalibrate
 
 
-
 @dataclass(frozen=True)
 class Subject:
     """A detector with random weights, small images where the architecture allows them."""
