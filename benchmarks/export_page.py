@@ -26,9 +26,9 @@ Opset 17, batch 1, small images where the detector takes them. Pruned: `effp_fx.
 detectors named *trained* learned drawn scenes for a minute or two, the pruned ones in one session. Each file has passed
 onnx.checker in full mode, and ran in ONNX Runtime on the example, a drawn scene, and on two random inputs.
 
-All others have random weights: every scale, shift and bias is drawn, kernels are moved towards their mean, batch norms
-have the statistics of 32 drawn scenes, and the layers of the heads are shifted and scaled so that scores spread and
-boxes are of some strides. With weights as they are initialised a deep network multiplies rounding errors (YOLOv10n:
+All others have random weights: every scale, shift and bias is drawn, kernels are moved towards their mean (the offsets
+of deformable attention towards 0), norms have the statistics of 32 drawn scenes (SSD300: 8), and the layers of the
+heads are shifted and scaled so that scores spread and boxes are of some strides. With weights as they are initialised a deep network multiplies rounding errors (YOLOv10n:
 float32 was 1.4e-4 away from float64 in PyTorch alone) and hundreds of scores are 1 exactly: that tells nothing of a
 file.
 
