@@ -28,9 +28,9 @@ onnx.checker in full mode, and ran in ONNX Runtime on the example, a drawn scene
 
 All others have random weights: every scale, shift and bias is drawn, kernels are moved towards their mean (the offsets
 of deformable attention towards 0), norms have the statistics of 32 drawn scenes (SSD300: 8), and the layers of the
-heads are shifted and scaled so that scores spread and boxes are of some strides. With weights as they are initialised a deep network multiplies rounding errors (YOLOv10n:
-float32 was 1.4e-4 away from float64 in PyTorch alone) and hundreds of scores are 1 exactly: that tells nothing of a
-file.
+heads are shifted and scaled so that scores spread and boxes are of some strides. With weights as they are initialised a
+deep network multiplies rounding errors (YOLOv10n: float32 was 1.4e-4 away from float64 in PyTorch alone) and hundreds
+of scores are 1 exactly: that tells nothing of a file.
 
 - **network**: up to the raw heads. **decoded**: boxes and scores of every anchor. **full**: detections, with
   NonMaxSuppression where the family suppresses.
