@@ -9,6 +9,7 @@ import argparse
 import json
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ import torch
 from torch import nn
 
 import effp_fx
-from benchmarks import export_page, machine
-from benchmarks.export_models import SUBJECTS, Subject
+from benchmarks import export_page, export_scenes, machine
+from benchmarks.export_models import RANDOM, Subject
+from benchmarks.export_trained import TRAINED, Trained
 from effp_fx import atomic_file
 from effp_fx.errors import EffpError
 from effp_fx.export import ExportReport
@@ -28,6 +30,7 @@ from effp_fx.inputs import Example
 RESULTS = Path("docs/results/export.json")
 PAGE = Path("docs/results/export.md")
 OPSET = 17
+SUBJECTS: tuple[Subject | Trained, ...] = (*RANDOM, *TRAINED)
 PACKAGES = ("torch", "torchvision", "ultralytics", "transformers", "onnx", "onnxruntime", "onnxsim")
 Row = dict[str, Any]
 
@@ -58,7 +61,10 @@ def main() -> None:
 
 def _measured(rows: list[Row]) -> dict[str, str]:
     count = len({(row["model"], row["kind"]) for row in rows})
-    return {"networks": f"{count} of {2 * len(SUBJECTS)} measured"}
+    return {
+        "command": "python -m benchmarks.export --only NAME --kinds KIND",
+        "networks": f"{count} of {2 * len(SUBJECTS)} measured, each in a run of its own",
+    }
 
 
 def _place(row: Row) -> tuple[int, int, int]:
@@ -66,32 +72,34 @@ def _place(row: Row) -> tuple[int, int, int]:
     return names.index(row["model"]), ("dense", "pruned").index(row["kind"]), PARTS.index(row["part"])
 
 
-def measure(subject: Subject, kind: str) -> list[Row]:
+def measure(subject: Subject | Trained, kind: str) -> list[Row]:
     """A row for each part of one network."""
-    model, example = subject.build()
-    rows: list[Row] = []
     common: Row = {"model": subject.name, "spec": subject.spec, "kind": kind, "side": subject.side}
     try:
-        network = model if kind == "dense" else effp_fx.prune(model, example, target_flops=0.5)
+        network, example = subject.network(kind)
     except EffpError as error:
-        return [common | {"part": part, "refused": error.what} for part in PARTS]
+        return [common | {"part": part, "refused": error.what, "why": error.seen} for part in PARTS]
+    rows: list[Row] = []
     for part in PARTS:
         begin = time.perf_counter()
-        row = common | {"part": part} | exported(network, example, part)
+        row = common | {"part": part} | exported(network, example, part, subject.truth)
         rows.append(row | {"seconds": round(time.perf_counter() - begin, 1)})
         print(json.dumps(rows[-1]), flush=True)
     return rows
 
 
-def exported(model: nn.Module, example: Example, part: str) -> Row:
-    """What one export reports, and what TensorRT's tables say of the file."""
+def exported(model: nn.Module, example: Example, part: str, truth: str) -> Row:
+    """What one export reports, what TensorRT's tables say of the file, and how it does on drawn scenes."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         try:
             report = effp_fx.export_onnx(model, path, example, part=part, opset=OPSET)
         except EffpError as error:
             return {"refused": error.what, "why": error.seen}
-        return facts(report) | {"tensorrt": {target: verdict(path, target) for target in TARGETS[1:]}}
+        found = facts(report) | {"tensorrt": {target: verdict(path, target) for target in TARGETS[1:]}}
+        if part == "full":
+            found["scenes"] = asdict(export_scenes.judge(model, example, path, report, truth))
+        return found
 
 
 def facts(report: ExportReport) -> Row:

@@ -1,11 +1,15 @@
 """How much of a cut of FLOPs shows as time, compact against dense in ONNX Runtime; writes docs/results/latency.md.
 
-    python -m benchmarks.latency_ratio
+    python -m benchmarks.latency_ratio --prepare      # prune and export; the machine may be busy
+    python -m benchmarks.latency_ratio                # time, on a quiet machine
     python -m benchmarks.latency_ratio --models ultralytics:yolov8n.yaml --rounds 20 --threads 1
 
 Each model is pruned to half its FLOPs with channel counts rounded to 1, 8 and 16, and exported up to its raw heads.
 All networks of a model are timed in one run, in turns, once for each number of threads; what is compared are medians. A
 plan that cuts the FLOPs to a share s and the time to a share t has the ratio t / s: 1 is a cut that shows in full.
+
+Files are kept, and so is each run as soon as it is over: what was cut off goes on where it stopped, `--again` times
+everything anew.
 """
 
 from __future__ import annotations
@@ -13,55 +17,68 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+import effp_fx
 from benchmarks import machine
-from effp_fx import models
-from effp_fx.bench.latency import DENSE, exported
+from effp_fx import atomic_file, models
 from effp_fx.evaluate.latency import interleaved, onnx_call
+from effp_fx.export import export_onnx
+from effp_fx.export.tensorrt import check_tensorrt
 from effp_fx.models.randomise import randomise
 
 SPECS = (
     "effp:ssd300_vgg16_bn",
-    "torchvision:ssd300_vgg16",
     "ultralytics:yolov8n.yaml",
     "torchvision:ssdlite320_mobilenet_v3_large",
 )
 ROUND_TO = (1, 8, 16)
 THREADS = (1, 2)
 TARGET = 0.5
+DENSE = "dense"
 BOUND = 1.10
 ROOT = Path(__file__).resolve().parent.parent
+Run = dict[str, Any]
+"""The times of one model with one number of threads, by network."""
 
 
-def measure(spec: str, round_to: tuple[int, ...], threads: tuple[int, ...], rounds: int, most: float) -> dict[str, Any]:
-    """FLOPs and times of one model."""
-    built = models.build(spec)
+def exported(spec: str, root: Path, round_to: tuple[int, ...]) -> tuple[Path, dict[str, float]]:
+    """Folder with NAME.onnx for each network, and FLOPs by name: dense, and one for each rounding; made once."""
+    folder = root / "".join(letter if letter.isalnum() else "-" for letter in spec)
+    listed = folder / "flops.json"
+    names = [DENSE, *(f"round_to={multiple}" for multiple in round_to)]
+    flops: dict[str, float] = json.loads(listed.read_text(encoding="utf-8")) if listed.is_file() else {}
+    if all(name in flops for name in names):
+        return folder, {name: flops[name] for name in names}
+    folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
+    built = models.build(spec)
     randomise(built.model, 0, example=built.example())
-    with tempfile.TemporaryDirectory() as folder:
-        networks = exported(
-            built.model,
-            built.given,
-            Path(folder),
-            target_flops=TARGET,
-            round_to=round_to,
-            progress=lambda line: say(f"{spec}: {line}"),
-        )
-        times: dict[str, dict[str, Any]] = {}
-        for count in threads:
-            say(f"{spec}: run with {count} threads")
-            calls = {network.name: onnx_call(network.file, threads=count) for network in networks}
-            for one in interleaved(calls, rounds=rounds, warmup=3, most_seconds=most):
-                low, high = one.quartiles
-                entry = {"median": one.median, "quartiles": [low, high], "rounds": len(one.seconds)}
-                times.setdefault(one.name, {})[str(count)] = entry
-    return {"model": spec, "flops": {network.name: network.flops for network in networks}, "times": times}
+    for name, multiple in zip(names, (0, *round_to), strict=True):
+        if name in flops:
+            continue
+        say(f"{spec}: {name}")
+        network: nn.Module = built.model
+        if multiple:
+            network = effp_fx.prune(built.model, built.given, target_flops=TARGET, round_to=multiple)
+        export_onnx(network, folder / f"{name}.onnx", built.given)
+        flops[name] = 2.0 * sum(node.macs for node in check_tensorrt(folder / f"{name}.onnx").nodes)
+        atomic_file.write(listed, json.dumps(flops).encode())
+    return folder, {name: flops[name] for name in names}
+
+
+def timed(folder: Path, names: list[str], threads: int, rounds: int, most: float) -> Run:
+    """Median, quartiles and rounds of each network, in seconds."""
+    calls = {name: onnx_call(folder / f"{name}.onnx", threads=threads) for name in names}
+    found = interleaved(calls, rounds=rounds, warmup=3, most_seconds=most)
+    return {
+        one.name: {"median": one.median, "quartiles": list(one.quartiles), "rounds": len(one.seconds)} for one in found
+    }
 
 
 def say(line: str) -> None:
@@ -69,13 +86,13 @@ def say(line: str) -> None:
     print(f"[{time.strftime('%H:%M:%S')}] {line}", file=sys.stderr, flush=True)
 
 
-def ratios(found: dict[str, Any], name: str, threads: str) -> tuple[float, float]:
+def ratios(found: Run, name: str, threads: str) -> tuple[float, float]:
     """FLOPs kept and time kept."""
     kept = found["flops"][name] / found["flops"][DENSE]
-    return kept, found["times"][name][threads]["median"] / found["times"][DENSE][threads]["median"]
+    return kept, found["times"][threads][name]["median"] / found["times"][threads][DENSE]["median"]
 
 
-def page(data: dict[str, Any]) -> str:
+def page(data: Run) -> str:
     """docs/results/latency.md."""
     lines = [
         "# How much of a cut shows as time",
@@ -88,21 +105,21 @@ def page(data: dict[str, Any]) -> str:
         "",
         *(f"- {name}: {value}" for name, value in data["machine"].items()),
         "",
-        "No time of a Jetson stands here: TensorRT was not to be had. On a board that is",
-        "`effp-fx latency out --against out_dense`.",
+        "No time of a Jetson stands here, and none of a GPU: TensorRT is on no package index, and no GPU was at hand.",
+        "On a board it is `effp-fx latency out --against out_dense`.",
         "",
         "| model | threads | network | GFLOPs | FLOPs kept | time | time kept | ratio |",
         "|---|--:|---|--:|--:|--:|--:|--:|",
     ]
     for found in data["models"]:
-        for threads in found["times"][DENSE]:
+        for threads in found["times"]:
             lines += [_row(found, name, threads) for name in found["flops"]]
     return "\n".join([*lines, "", *_verdicts(data["models"]), ""])
 
 
-def _row(found: dict[str, Any], name: str, threads: str) -> str:
+def _row(found: Run, name: str, threads: str) -> str:
     kept, took = ratios(found, name, threads)
-    entry = found["times"][name][threads]
+    entry = found["times"][threads][name]
     low, high = (1e3 * value for value in entry["quartiles"])
     shown = f"{1e3 * entry['median']:.1f} ms ({low:.1f} to {high:.1f})"
     ratio = "" if name == DENSE else f"{took / kept:.2f}"
@@ -110,10 +127,10 @@ def _row(found: dict[str, Any], name: str, threads: str) -> str:
     return f"| {found['model']} | {threads} | {name} | {flops} | {kept:.3f} | {shown} | {took:.3f} | {ratio} |"
 
 
-def _verdicts(models_found: list[dict[str, Any]]) -> list[str]:
+def _verdicts(models_found: list[Run]) -> list[str]:
     lines = []
     for found in models_found:
-        for threads in found["times"][DENSE]:
+        for threads in found["times"]:
             names = [name for name in found["flops"] if name != DENSE]
             quotients = {name: ratios(found, name, threads)[1] / ratios(found, name, threads)[0] for name in names}
             best = min(quotients, key=lambda name: quotients[name])
@@ -123,23 +140,49 @@ def _verdicts(models_found: list[dict[str, Any]]) -> list[str]:
 
 
 def main() -> None:
-    """Measure, then write the JSON and the page."""
+    """Measure what is missing, then write the page."""
+    options = _options()
+    sizes = tuple(options.round_to)
+    stored = options.out / "latency.json"
+    kept: list[Run] = []
+    if stored.is_file() and not options.again:
+        kept = json.loads(stored.read_text(encoding="utf-8"))["models"]
+    for spec in options.models:
+        folder, flops = exported(spec, options.files, sizes)
+        if options.prepare:
+            continue
+        found = next((run for run in kept if run["model"] == spec and run["flops"] == flops), None)
+        if found is None:
+            found = {"model": spec, "flops": flops, "times": {}}
+            kept = [run for run in kept if run["model"] != spec] + [found]
+        for threads in options.threads:
+            if str(threads) in found["times"]:
+                continue
+            say(f"{spec}: {threads} threads")
+            found["times"][str(threads)] = timed(folder, list(flops), threads, options.rounds, options.most_seconds)
+            _write(options.out, kept)
+
+
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=list(SPECS), metavar="SPEC")
     parser.add_argument("--round-to", nargs="+", type=int, default=list(ROUND_TO))
     parser.add_argument("--threads", nargs="+", type=int, default=list(THREADS))
     parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--most-seconds", type=float, default=120.0, help="of one run; five rounds are run in any case")
+    parser.add_argument("--most-seconds", type=float, default=90.0, help="of one run; five rounds are run in any case")
+    parser.add_argument("--prepare", action="store_true", help="prune and export, and time nothing")
+    parser.add_argument("--again", action="store_true", help="time what is there already too")
+    parser.add_argument("--files", type=Path, default=ROOT / "build" / "latency", help="folder of the ONNX files")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results", help="folder of latency.md and .json")
-    options = parser.parse_args()
-    sizes, threads = tuple(options.round_to), tuple(options.threads)
-    found = [measure(spec, sizes, threads, options.rounds, options.most_seconds) for spec in options.models]
-    packages = ("torch", "onnxruntime", "ultralytics")
-    data = {"machine": machine.describe(packages), "models": found}
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "latency.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    (options.out / "latency.md").write_text(page(data), encoding="utf-8")
-    print((options.out / "latency.md").read_text(encoding="utf-8"))
+    return parser.parse_args()
+
+
+def _write(out: Path, kept: list[Run]) -> None:
+    facts = machine.describe(("torch", "onnxruntime", "ultralytics"))
+    data = {"machine": facts | {"command": "python -m benchmarks.latency_ratio"}, "models": kept}
+    out.mkdir(parents=True, exist_ok=True)
+    atomic_file.write(out / "latency.json", (json.dumps(data, indent=1) + "\n").encode())
+    atomic_file.write(out / "latency.md", page(data).encode())
 
 
 if __name__ == "__main__":

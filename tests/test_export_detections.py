@@ -15,6 +15,7 @@ from effp_fx import models
 from effp_fx.errors import ExportError
 from effp_fx.export import Decoding, detections, export_onnx, selection
 from effp_fx.export.selection import Detections
+from effp_fx.export.tensorrt import check_tensorrt
 from effp_fx.models import Detection, Field
 from effp_fx.models.randomise import randomise
 
@@ -121,6 +122,13 @@ def test_the_plugin_of_tensorrt_takes_the_same_candidates() -> None:
     ]  # fmt: skip
     kinds = [node.op_type for node in model.graph.node]
     assert "NonMaxSuppression" not in kinds and "ReduceMax" in kinds
+
+
+@pytest.mark.parametrize("target", ["jetson-xavier-nx", "jetson-orin", "tensorrt-10"])
+def test_a_board_takes_the_choice_that_is_written_for_it(target: str, tmp_path: Path) -> None:
+    for kind, decoding in KINDS.items():
+        onnx.save(detections.add(plain_file(1, 17), decoding, target, 17), str(tmp_path / "net.onnx"))
+        assert check_tensorrt(tmp_path / "net.onnx", target).ok, kind
 
 
 def test_the_whole_detector_gives_its_own_detections(tmp_path: Path) -> None:

@@ -41,6 +41,15 @@ def test_a_row_shows_what_was_measured() -> None:
     assert "`effp:net`, 128 x 128 pixels" in page
 
 
+def test_files_of_detections_stand_beside_their_model() -> None:
+    judged = {"images": 8, "detections": 90, "differ": 1, "map_model": 0.5, "map_file": 0.498, "truth": "own"}
+    equal = judged | {"differ": 0, "map_file": 0.50005, "truth": "drawn"}
+    page = export_page.page({}, [ROW | {"scenes": judged}, ROW | {"kind": "pruned", "scenes": equal}])
+    assert "| Net | dense | 8 | own | 90 | 1 | 0.50000 | 0.49800 | 2e-03 |" in page
+    assert "The same mAP within 1e-4: 1 of 2. Detections that differ: 1 of 180." in page
+    assert "On drawn scenes" not in export_page.page({}, [ROW])
+
+
 def test_an_error_above_the_bound_is_counted() -> None:
     assert "| full | 1 | 0 | 1.0e-03 | 300 | 2 |" in export_page.summary([ROW | {"relative": 1e-3}])
 

@@ -184,8 +184,8 @@ class _Writer:
         four = self.op("Concat", index, index, index, index, axis=2)
         chosen = self.op("GatherElements", boxes, four, axis=1)
         passes = self.op("Greater", values, self.const(decoding.score_threshold, np.float32))
-        ones = self.op("Cast", passes, to=TensorProto.INT32)
-        count = self.op("ReduceSum", ones, self.const([1]), keepdims=1)
+        ones = self.op("Cast", passes, to=TensorProto.FLOAT)  # TensorRT 8 sums no integers
+        count = self.op("Cast", self.op("ReduceSum", ones, self.const([1]), keepdims=1), to=TensorProto.INT32)
         labels = self._labels(columns, decoding)
         missing = decoding.max_detections - most
         if missing:
