@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from effp_fx.errors import CaptureError
 from effp_fx.groups import Analysis, Keep, kept_flags
+from effp_fx.models import registry
 from effp_fx.module_copy import Memo, copied
 from effp_fx.plan import ATTRIBUTE, Plan, plan_of
 
@@ -106,6 +107,9 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
     if inplace:
         _slice_in_place(model, plan)
     set_attributes(target, plan.attributes)
+    adapter = registry.adapter_for(target)
+    if adapter is not None:
+        adapter.rebind(target)
     whole = plan if before is None else before.then(plan)
     setattr(target, ATTRIBUTE, whole.to_json())
     return target

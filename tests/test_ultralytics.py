@@ -108,6 +108,16 @@ def test_plain_ultralytics_does_all_it_does_with_the_compact_checkpoint(
     assert found["val"] == pytest.approx(here.results_dict)
 
 
+def test_blocks_split_alike_in_their_own_export(narrow: str) -> None:
+    """Ultralytics exports C2f by a size that forward does not read."""
+    small = effp_fx.prune(ultralytics.YOLO(narrow), target_flops=0.5).model
+    blocks = [module for module in small.modules() if hasattr(module, "forward_split")]
+    assert len(blocks) > 3 and len({block.c for block in blocks}) > 2
+    for block in blocks:
+        x = torch.rand(1, block.cv1.conv.in_channels, 8, 8)
+        torch.testing.assert_close(block.forward_split(x), block(x))
+
+
 @pytest.mark.slow
 def test_a_run_that_broke_off_is_resumed_with_its_mask(narrow: str, data: str, tmp_path: Path) -> None:
     arguments = yolo_run.arguments(data, tmp_path, "run", epochs=4)

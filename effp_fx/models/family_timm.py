@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, ClassVar
 
 from torch import nn
@@ -19,17 +17,6 @@ class TimmAdapter(Adapter):
     """Any name of ``timm.list_models()``; options are those of ``timm.create_model``, ``pretrained=true`` included."""
 
     name: ClassVar[str] = "timm"
-    size_attributes: Mapping[str, tuple[str, ...]] = MappingProxyType(
-        {
-            "Attention": ("num_heads", "head_dim", "attn_dim"),
-            "WindowAttention": ("num_heads", "attn_dim"),
-            "BottleneckAttn": ("num_heads", "dim_head_qk", "dim_head_v", "dim_out_qk", "dim_out_v"),
-            "HaloAttn": ("num_heads", "dim_head_qk", "dim_head_v", "dim_out_qk", "dim_out_v"),
-            "LambdaLayer": ("num_heads", "dim_qk", "dim_v"),
-            "SplitAttn": ("radix",),
-            "SelectiveKernel": ("num_paths",),
-        }
-    )
 
     def build(self, name: str, **options: Any) -> nn.Module:
         """Build ``name`` with random weights; ModelNameError for unknown names and options."""

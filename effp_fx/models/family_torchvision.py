@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -35,16 +33,6 @@ class TorchvisionAdapter(Adapter):
     """
 
     name: ClassVar[str] = "torchvision"
-    size_attributes: Mapping[str, tuple[str, ...]] = MappingProxyType(
-        {
-            "ShiftedWindowAttention": ("num_heads",),
-            "ShiftedWindowAttentionV2": ("num_heads",),
-            "RelativePositionalMultiHeadAttention": ("n_heads", "head_dim"),
-            "MultiscaleAttention": ("num_heads", "head_dim", "output_dim"),
-            "VisionTransformer": ("hidden_dim",),
-            "LastLevelP6P7": ("use_P5",),
-        }
-    )
 
     def build(self, name: str, **options: Any) -> nn.Module:
         """Build ``name`` with random weights; ModelNameError for unknown names and options."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, ClassVar
 
 from torch import nn
@@ -49,32 +47,6 @@ class TransformersAdapter(Adapter):
     """
 
     name: ClassVar[str] = "hf"
-    size_attributes: Mapping[str, tuple[str, ...]] = MappingProxyType(
-        {
-            kind: _MULTIPLE_HEADS
-            for kind in (
-                "DetrSelfAttention",
-                "DetrCrossAttention",
-                "ConditionalDetrSelfAttention",
-                "ConditionalDetrDecoderSelfAttention",
-                "ConditionalDetrDecoderCrossAttention",
-                "RTDetrSelfAttention",
-                "RTDetrV2SelfAttention",
-                "DFineSelfAttention",
-                "YolosSelfAttention",
-                "ViTSelfAttention",
-            )
-        }
-        | {
-            "RTDetrMultiscaleDeformableAttention": ("d_model", "n_heads"),
-            "RTDetrV2MultiscaleDeformableAttention": ("d_model", "n_heads"),
-            "DFineMultiscaleDeformableAttention": ("d_model", "n_heads"),
-            "DeformableDetrMultiscaleDeformableAttention": ("d_model", "n_heads"),
-            "RTDetrHybridEncoder": ("encoder_hidden_dim",),
-            "RTDetrV2HybridEncoder": ("encoder_hidden_dim",),
-            "DFineHybridEncoder": ("encoder_hidden_dim",),
-        }
-    )
 
     def build(self, name: str, **options: Any) -> nn.Module:
         """Build model type ``name`` from its configuration; ModelNameError for unknown types and options."""

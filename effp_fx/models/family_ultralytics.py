@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, ClassVar
 
 from torch import nn
@@ -38,27 +36,6 @@ class UltralyticsAdapter(Adapter):
     """
 
     name: ClassVar[str] = "ultralytics"
-    size_attributes: Mapping[str, tuple[str, ...]] = MappingProxyType(
-        {
-            "C2f": ("c",),
-            "C3k2": ("c",),
-            "C2fCIB": ("c",),
-            "C2fAttn": ("c",),
-            "C2fPSA": ("c",),
-            "PSA": ("c",),
-            "C2PSA": ("c",),
-            "RepNCSPELAN4": ("c",),
-            "ELAN1": ("c",),
-            "SPPELAN": ("c",),
-            "ADown": ("c",),
-            "Attention": ("num_heads", "head_dim", "key_dim"),
-            "AAttn": ("num_heads", "head_dim", "all_head_dim"),
-            "MSDeformAttn": ("d_model", "n_heads"),
-            "DeformableTransformerDecoder": ("hidden_dim",),
-            "RTDETRDecoder": ("hidden_dim", "nhead"),
-            "CBLinear": ("c2s",),
-        }
-    )
 
     def build(self, name: str, **options: Any) -> nn.Module:
         """Build from ``yolo11n.yaml``-like names, a path to a yaml, or a ``.pt`` on this machine; nothing is fetched.
@@ -83,6 +60,13 @@ class UltralyticsAdapter(Adapter):
     def knows(self, model: nn.Module) -> bool:
         """Say whether the class comes from ``ultralytics``."""
         return is_from(model, "ultralytics")
+
+    def rebind(self, model: nn.Module) -> None:
+        """Blocks of the C2f kind hold the size that they split at, which their export alone reads."""
+        for module in model.modules():
+            block: Any = module
+            if hasattr(block, "forward_split") and isinstance(getattr(block, "c", None), int):
+                block.c = block.cv1.conv.out_channels // 2
 
     def network_path(self, model: nn.Module) -> str:
         """Return ``"model"`` for the YOLO wrapper object, else ``""``."""

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import abc
 import inspect
-from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -29,8 +27,6 @@ class Adapter(abc.ABC):
 
     name: ClassVar[str]
     """The family's name in a model spec, ``name:...``."""
-    size_attributes: Mapping[str, tuple[str, ...]] = MappingProxyType({})
-    """Class name -> names of its integer attributes that hold channel counts: hints for rebinding them."""
 
     @abc.abstractmethod
     def build(self, name: str, **options: Any) -> nn.Module:
@@ -57,6 +53,13 @@ class Adapter(abc.ABC):
 
     def prepare(self, model: nn.Module) -> None:
         """Do what the family needs before it is traced; by default nothing."""
+        return
+
+    def rebind(self, model: nn.Module) -> None:
+        """Set, in a compact model, sizes that only code beside ``forward`` reads; by default there are none.
+
+        What ``forward`` reads is found and rebound by itself.
+        """
         return
 
     def network_path(self, model: nn.Module) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from effp_fx import atomic_file
 from effp_fx.errors import SessionError
@@ -91,16 +90,7 @@ def _is_masked_by(session: Session, checkpoint: dict[str, Any]) -> bool:
 
 def _compacted(session: Session, device: torch.device, checkpoint: dict[str, Any]) -> dict[str, Any]:
     small: Any = session.compact(checkpoint["ema"].float().to(device)).float().cpu()
-    _set_halves(small)
     rebuilt = configuration(small)
     if rebuilt is not None:
         small.yaml = rebuilt
     return {**checkpoint, "ema": small.half(), "optimizer": None}
-
-
-def _set_halves(network: nn.Module) -> None:
-    """Set the size that blocks of the C2f kind split at in export alone; in training they halve whatever there is."""
-    for module in network.modules():
-        block: Any = module
-        if hasattr(block, "forward_split") and isinstance(getattr(block, "c", None), int):
-            block.c = block.cv1.conv.out_channels // 2
