@@ -4,7 +4,8 @@
     python -m benchmarks.latency_ratio                # time, on a quiet machine
     python -m benchmarks.latency_ratio --models ultralytics:yolov8n.yaml --rounds 20 --threads 1
 
-Each model is pruned to half its FLOPs with channel counts rounded to 1, 8 and 16, and exported up to its raw heads.
+Each model is pruned to half its FLOPs with channel counts rounded to 1, 8 and 16, and with importance divided by the
+memory that a channel saves in place of its FLOPs; each is exported up to its raw heads.
 All networks of a model are timed in one run, in turns, once for each number of threads; what is compared are medians. A
 plan that cuts the FLOPs to a share s and the time to a share t has the ratio t / s: 1 is a cut that shows in full.
 
@@ -37,7 +38,14 @@ SPECS = (
     "ultralytics:yolov8n.yaml",
     "torchvision:ssdlite320_mobilenet_v3_large",
 )
-ROUND_TO = (1, 8, 16)
+NETWORKS: dict[str, dict[str, Any]] = {
+    "round_to=1": {"round_to": 1},
+    "round_to=8": {"round_to": 8},
+    "round_to=16": {"round_to": 16},
+    "round_to=8, memory": {"round_to": 8, "cost": "memory"},
+    "round_to=16, memory": {"round_to": 16, "cost": "memory"},
+}
+"""Options of `prune`, by the name in the table."""
 THREADS = (1, 2)
 TARGET = 0.5
 DENSE = "dense"
@@ -47,11 +55,11 @@ Run = dict[str, Any]
 """The times of one model with one number of threads, by network."""
 
 
-def exported(spec: str, root: Path, round_to: tuple[int, ...]) -> tuple[Path, dict[str, float]]:
-    """Folder with NAME.onnx for each network, and FLOPs by name: dense, and one for each rounding; made once."""
+def exported(spec: str, root: Path, networks: list[str]) -> tuple[Path, dict[str, float]]:
+    """Folder with NAME.onnx for each network, and FLOPs by name: the dense one's, and those asked for; made once."""
     folder = root / "".join(letter if letter.isalnum() else "-" for letter in spec)
     listed = folder / "flops.json"
-    names = [DENSE, *(f"round_to={multiple}" for multiple in round_to)]
+    names = [DENSE, *networks]
     flops: dict[str, float] = json.loads(listed.read_text(encoding="utf-8")) if listed.is_file() else {}
     if all(name in flops for name in names):
         return folder, {name: flops[name] for name in names}
@@ -59,13 +67,13 @@ def exported(spec: str, root: Path, round_to: tuple[int, ...]) -> tuple[Path, di
     torch.manual_seed(0)
     built = models.build(spec)
     randomise(built.model, 0, example=built.example())
-    for name, multiple in zip(names, (0, *round_to), strict=True):
+    for name in names:
         if name in flops:
             continue
         say(f"{spec}: {name}")
         network: nn.Module = built.model
-        if multiple:
-            network = effp_fx.prune(built.model, built.given, target_flops=TARGET, round_to=multiple)
+        if name != DENSE:
+            network = effp_fx.prune(built.model, built.given, target_flops=TARGET, **NETWORKS[name])
         export_onnx(network, folder / f"{name}.onnx", built.given)
         flops[name] = 2.0 * sum(node.macs for node in check_tensorrt(folder / f"{name}.onnx").nodes)
         atomic_file.write(listed, json.dumps(flops).encode())
@@ -101,7 +109,9 @@ def page(data: Run) -> str:
         "",
         "Each detector pruned to at most half its FLOPs, dense and compact up to the raw heads in ONNX Runtime, all",
         "networks of a model in turns in one run; medians, the middle half in brackets. *Ratio* is time kept over",
-        f"FLOPs kept: 1.00 is a cut that shows in full. With the best rounding it is to be at most {BOUND:.2f}.",
+        f"FLOPs kept: 1.00 is a cut that shows in full. With the best of them it is to be at most {BOUND:.2f}.",
+        "*memory*: `prune(cost=\"memory\")`, importance over the bytes that layers write; the target is the same.",
+        "Where two threads take longer than one, what is timed is how this machine wakes its threads, not the network.",
         "",
         *(f"- {name}: {value}" for name, value in data["machine"].items()),
         "",
@@ -142,13 +152,12 @@ def _verdicts(models_found: list[Run]) -> list[str]:
 def main() -> None:
     """Measure what is missing, then write the page."""
     options = _options()
-    sizes = tuple(options.round_to)
     stored = options.out / "latency.json"
     kept: list[Run] = []
     if stored.is_file() and not options.again:
         kept = json.loads(stored.read_text(encoding="utf-8"))["models"]
     for spec in options.models:
-        folder, flops = exported(spec, options.files, sizes)
+        folder, flops = exported(spec, options.files, options.networks)
         if options.prepare:
             continue
         found = next((run for run in kept if run["model"] == spec and run["flops"] == flops), None)
@@ -166,7 +175,7 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=list(SPECS), metavar="SPEC")
-    parser.add_argument("--round-to", nargs="+", type=int, default=list(ROUND_TO))
+    parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--threads", nargs="+", type=int, default=list(THREADS))
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--most-seconds", type=float, default=90.0, help="of one run; five rounds are run in any case")

@@ -26,7 +26,8 @@ def test_runs_are_kept_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         return {name: {"median": seconds[name], "quartiles": [0.04, 0.09], "rounds": 5} for name in names}
 
     monkeypatch.setattr(latency_ratio, "timed", timed)
-    options = ["--models", "effp:net", "--round-to", "8", "--files", str(tmp_path / "files"), "--out", str(tmp_path)]
+    options = ["--models", "effp:net", "--networks", "round_to=8"]
+    options += ["--files", str(tmp_path / "files"), "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["latency_ratio", *options])
     with pytest.raises(KeyboardInterrupt):
         latency_ratio.main()
