@@ -42,13 +42,23 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, object], notes: Ma
     metadata |= {"format": "pt", _VERSION_KEY: str(VERSION), _ALIASES: json.dumps(aliases, sort_keys=True)}
     metadata[_DIGEST] = _digest(stored, metadata)
     try:
-        return atomic_file.write(path, to_bytes(stored, metadata))
+        return atomic_file.write(path, _in_order(to_bytes(stored, metadata)))
     except OSError as error:
         raise FileFormatError("the file cannot be written", where=os.fspath(path), seen=str(error)) from error
     except (KeyError, ValueError, RuntimeError, SafetensorError) as error:
         raise FileFormatError(
             "safetensors cannot hold these tensors", where=os.fspath(path), seen=str(error)
         ) from error
+
+
+def _in_order(content: bytes) -> bytes:
+    """The same file with sorted metadata: safetensors writes them in the order of a hash table, another in each run."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8 bytes
+    return len(text).to_bytes(8, "little") + text + content[8 + size :]
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -169,9 +169,7 @@ def test_the_file_is_plain_safetensors_with_tied_tensors_once(saved: Path) -> No
 
 def test_equal_models_give_equal_files(tmp_path: Path, saved: Path) -> None:
     again = store.save(compact(), tmp_path / "again", built_from="torchvision:none")
-    assert weights_file.read(again)[1] == weights_file.read(saved)[1]
-    with safetensors.safe_open(again, framework="pt") as one, safetensors.safe_open(saved, framework="pt") as two:
-        assert one.metadata() == two.metadata()
+    assert again.read_bytes() == saved.read_bytes()
 
 
 def pruned(model: nn.Module, seed: int) -> nn.Module:
