@@ -18,7 +18,7 @@ WORKERS ?= -n logical --maxprocesses 4 --dist worksteal
 export HF_HUB_OFFLINE := 1
 export YOLO_OFFLINE := true
 
-.PHONY: help demo test check zoo bench bench-session bench-methods bench-export bench-latency golden docs clean
+.PHONY: help demo test test-long check zoo bench bench-session bench-methods bench-export bench-latency golden docs clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -26,8 +26,11 @@ help:  ## show this list
 demo: $(VENV)/.base  ## draw scenes, train a small SSD to half its FLOPs and parameters, export, time it
 	$(BIN)/effp-fx demo
 
-test: check  ## check, then every test
-	$(BIN)/python -m pytest $(WORKERS) $(PYTEST_ARGS)
+test: check  ## check, then every test but the long ones
+	$(BIN)/python -m pytest $(WORKERS) -m 'not long' $(PYTEST_ARGS)
+
+test-long: $(VENV)/.dev  ## the tests that train in other tools to the end, in several processes (ten minutes)
+	$(BIN)/python -m pytest $(WORKERS) -m long $(PYTEST_ARGS)
 
 check: $(VENV)/.dev  ## contracts, lint, types; no test is run
 	$(BIN)/lint-imports --no-logo

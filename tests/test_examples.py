@@ -94,14 +94,14 @@ def test_timm_classifier(run: Any, folders: Path, tmp_path: Path) -> None:
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in dense.parameters())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.ultralytics
 def test_yolo(run: Any, scenes: Path) -> None:
     pytest.importorskip("ultralytics")
     assert run("yolo", "--data", scenes, "--epochs", 15, "--batch", 2, "--size", 64)["FLOPs"] <= 0.5
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.transformers
 def test_detr_backbone(run: Any, scenes: Path, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
@@ -111,7 +111,7 @@ def test_detr_backbone(run: Any, scenes: Path, tmp_path: Path) -> None:
     assert "backbone" in notes["plan"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_torchvision_reference_resumes(run: Any, scenes: Path, tmp_path: Path) -> None:
     """A second call finds the checkpoint of the last epoch, and goes on from there."""
     arguments = ["--data", scenes, "--batch", 4, "--epochs", 25]
@@ -130,7 +130,7 @@ def test_lightning_detector(run: Any, scenes: Path, tmp_path: Path) -> None:
     assert effp_fx.load(tmp_path / "run" / "small.safetensors") is not None  # onto a model that the file names
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.transformers
 def test_accelerate_in_two_processes(scenes: Path, tmp_path: Path) -> None:
     pytest.importorskip("accelerate")

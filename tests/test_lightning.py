@@ -174,7 +174,7 @@ torch.save(state | {"compact": [tuple(value.shape) for value in effp.compact().p
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_choose_the_same_and_resume(tmp_path: Path) -> None:
     def ranks(*more: str) -> list[Any]:
         script = tmp_path / "script.py"
@@ -343,7 +343,7 @@ print("imported:", loaded)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("version", ["2.6.2", "2.6.3+cpu", "2.3.3"])
 def test_a_release_that_is_not_supported_is_refused_before_it_runs(version: str) -> None:
     root = Path(__file__).parents[1]
@@ -360,7 +360,7 @@ assert issubclass(EFFPCallback, pytorch_lightning.Callback)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_package_that_the_program_uses_is_taken() -> None:
     pytest.importorskip("pytorch_lightning")
     root = Path(__file__).parents[1]

@@ -165,7 +165,7 @@ print(repr(small(pixel_values=pixels).logits.double().sum().item()))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("make", [detr, rt_detr])
 def test_a_detector_of_the_family_goes_through_to_another_process(make: Any, tmp_path: Path) -> None:
     """Trained, cut, saved as transformers saves, and loaded without torch.load onto a model from its configuration."""
@@ -201,7 +201,7 @@ def test_a_run_resumes_bit_for_bit_from_each_of_its_checkpoints(tmp_path: Path) 
         assert same(session_of(other).state_dict(), wanted) and same(again.state_dict(), model.state_dict()), step
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_weights_that_the_trainer_leaves_out_are_loaded(tmp_path: Path) -> None:
     """Transformers 5 saves parts of DETR under older names, which its Trainer does not find again."""
     model, effp = fitted(tmp_path / "one", detr())
@@ -244,7 +244,7 @@ torch.save(state | {"steps": effp.session.step, "compact": shapes}, folder / f"r
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_choose_the_same_and_resume(tmp_path: Path) -> None:
     def ranks(*more: str) -> list[Any]:
         script = tmp_path / "script.py"
