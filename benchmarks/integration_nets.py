@@ -33,13 +33,15 @@ def ssdlite() -> nn.Module:
     import torchvision
 
     build = torchvision.models.detection.ssdlite320_mobilenet_v3_large
-    return build(weights=None, weights_backbone=None, num_classes=CLASSES)  # type: ignore[no-any-return]
+    model: nn.Module = build(weights=None, weights_backbone=None, num_classes=CLASSES)
+    return model
 
 
 def resnet() -> nn.Module:
     import timm
 
-    return timm.create_model("resnet18", num_classes=CLASSES)  # type: ignore[no-any-return]
+    model: nn.Module = timm.create_model("resnet18", num_classes=CLASSES)
+    return model
 
 
 def detr() -> nn.Module:
@@ -134,7 +136,8 @@ def collated(name: str, samples: list[Sample]) -> Any:
 def loss(name: str, model: nn.Module, samples: Any) -> Tensor:
     if name == "resnet":
         return nn.functional.cross_entropy(model(samples[0]), samples[1])
-    return sum(model(*samples).values())  # type: ignore[no-any-return]
+    total: Tensor = sum(model(*samples).values())
+    return total
 
 
 def example(name: str) -> Any:

@@ -110,7 +110,7 @@ def page(data: Run) -> str:
         "Each detector pruned to at most half its FLOPs, dense and compact up to the raw heads in ONNX Runtime, all",
         "networks of a model in turns in one run; medians, the middle half in brackets. *Ratio* is time kept over",
         f"FLOPs kept: 1.00 is a cut that shows in full. With the best of them it is to be at most {BOUND:.2f}.",
-        "*memory*: `prune(cost=\"memory\")`, importance over the bytes that layers write; the target is the same.",
+        '*memory*: `prune(cost="memory")`, importance over the bytes that layers write; the target is the same.',
         "Where two threads take longer than one, what is timed is how this machine wakes its threads, not the network.",
         "",
         *(f"- {name}: {value}" for name, value in data["machine"].items()),

@@ -139,7 +139,7 @@ def main() -> None:
     model = build(given.model).model.to(memory_format=torch.channels_last)
     begin = time.process_time()
     recipe = Recipe(epochs=given.epochs, **given.recipe)
-    run = session_methods.Run(model, scenes, recipe, given.seed, given.target, given.options, train)
+    run = session_methods.Run(model, scenes, recipe, given.seed, given.target, given.options, train, score)
     trained = session_methods.METHODS_BY_TITLE[given.method](run)
     seconds = time.process_time() - begin
     plan = getattr(trained, "effp_plan", None)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from effp_fx import lowering
 from effp_fx.groups import Analysis, Keep
 from effp_fx.methods import EFFP, METHODS, Attach, Budget, Method, Rider
+
+_SCORED = 256
+"""Images that a method may choose by."""
 
 
 @dataclass
@@ -25,6 +30,7 @@ class Run:
     target: float
     options: dict[str, Any]
     train: Callable[..., Any]
+    score: Callable[..., dict[str, float]]
     notes: dict[str, Any] = field(default_factory=dict)
 
     def outcome(self, method: Method) -> nn.Module:
@@ -53,12 +59,15 @@ class SceneTrainer:
         return rider
 
     def score(self, model: nn.Module) -> float:
-        """No method of this bench chooses by a score."""
-        raise NotImplementedError
+        """mAP on images that were trained on."""
+        scenes = self.run.scenes
+        shown = replace(scenes, images=scenes.images[:_SCORED], targets=scenes.targets[:_SCORED])
+        return float(self.run.score(model, shown)["map"])
 
     def batches(self, count: int) -> Sequence[Any]:
-        """Nor does one look at data beside training."""
-        raise NotImplementedError
+        """The first batches of the first epoch."""
+        generator = torch.Generator().manual_seed(self.run.seed)
+        return list(itertools.islice(self.run.scenes.batches(self.run.recipe.batch, generator), count))
 
 
 def of(name: str) -> Callable[[Run], nn.Module]:

@@ -20,6 +20,8 @@ from effp_fx.groups import Analysis, ChannelGroup
 
 Floats = NDArray[np.float64]
 Importance = Callable[[Analysis, Mapping[str, Tensor]], Floats]
+Place = tuple[str, int]
+"""A tensor and one of its dimensions."""
 
 
 def gamma(analysis: Analysis, tensors: Mapping[str, Tensor]) -> Floats:
@@ -117,22 +119,28 @@ def _makers(analysis: Analysis) -> list[tuple[str, int]]:
 def _collect(
     analysis: Analysis,
     tensors: Mapping[str, Tensor],
-    parts: Iterable[tuple[str, int]],
+    parts: Iterable[Place],
     measure: Callable[[Tensor], Tensor],
 ) -> tuple[Floats, Floats]:
     """For each channel the sum of `measure` over its slices of these (tensor, dim), and how many slices that are."""
-    sums, slices = np.zeros(analysis.channels), np.zeros(analysis.channels)
-    for name, dim in dict.fromkeys(parts):
-        numbers = analysis.tensors[name].dims.get(dim)
-        if numbers is None:
+    places = list(dict.fromkeys(parts))
+    return summed(analysis, places, {name: measure(tensors[name].detach().to(torch.float64)) for name, _ in places})
+
+
+def summed(analysis: Analysis, places: Iterable[Place], values: Mapping[str, Tensor]) -> tuple[Floats, Floats]:
+    """For each channel (K) the sum of `values` over its slices at these places, and how many slices these are."""
+    sums, counts = np.zeros(analysis.channels), np.zeros(analysis.channels)
+    for name, dim in dict.fromkeys(places):
+        channels = analysis.tensors[name].dims.get(dim)
+        if channels is None or name not in values:
             continue
-        values = measure(tensors[name].detach().to(torch.float64))
-        others = [other for other in range(values.dim()) if other != dim]
-        energy = (values.sum(dim=others) if others else values).cpu().numpy()
-        prunable = numbers >= 0
-        np.add.at(sums, numbers[prunable], energy[prunable])
-        np.add.at(slices, numbers[prunable], 1.0)
-    return sums, slices
+        others = [other for other in range(values[name].dim()) if other != dim]
+        taken = values[name].detach().to(torch.float64)
+        row = (taken.sum(dim=others) if others else taken).cpu().numpy()
+        known = channels >= 0
+        np.add.at(sums, channels[known], row[known])
+        np.add.at(counts, channels[known], 1.0)
+    return sums, counts
 
 
 def over_group_mean(analysis: Analysis, scores: Floats) -> Floats:

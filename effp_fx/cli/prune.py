@@ -38,9 +38,7 @@ Data = Annotated[
 Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="Of that training.")]
 Settings = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set", metavar="NAME=VALUE", help="An argument of Ultralytics' train: imgsz=320; repeatable."
-    ),
+    typer.Option("--set", metavar="NAME=VALUE", help="An argument of Ultralytics' train: imgsz=320; repeatable."),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with that training from FOLDER/weights/last.pt.")]
 Onnx = Annotated[bool, typer.Option("--onnx/--no-onnx", help="Export the compact model to ONNX.")]

@@ -147,14 +147,14 @@ class EFFPCallback(Callback):  # type: ignore[misc]  # Lightning's types are not
 
 def _network_in(module: Any, path: str | None) -> nn.Module:
     """What is pruned of a LightningModule."""
-    known = dict(module.named_modules())
+    known: dict[str, nn.Module] = dict(module.named_modules())
     if path is not None and path in known:
-        return known[path]  # type: ignore[no-any-return]
+        return known[path]
     trained = [name for name, child in module.named_children() if any(True for _ in child.parameters())]
     if path is None and len(trained) == 1:
-        return known[trained[0]]  # type: ignore[no-any-return]
+        return known[trained[0]]
     if path is None and type(module).forward is not LightningModule.forward:
-        return module  # type: ignore[no-any-return]
+        return known[""]
     children = f"children with parameters: {', '.join(trained) or 'none'}"
     raise SessionError(
         "it is not clear which part of the LightningModule is pruned" if path is None else f"no module {path!r} in it",

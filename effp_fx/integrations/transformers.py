@@ -137,7 +137,8 @@ def _read(folder: Path, step: int) -> dict[str, Any] | None:
         return None
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        at, session = int(saved["global_step"]), saved["session"]
+        at = int(saved["global_step"])
+        session: dict[str, Any] = saved["session"]
     except Exception as error:  # of a damaged pickle anything may come
         raise FileFormatError(
             "the session's state cannot be read", where=str(path), seen=f"{type(error).__name__}: {error}"
@@ -150,4 +151,4 @@ def _read(folder: Path, step: int) -> dict[str, Any] | None:
             expected=f"step {step}, at which the trainer resumes",
             mend="EFFPCallback(resume_from=the folder that resume_from_checkpoint names)",
         )
-    return session  # type: ignore[no-any-return]
+    return session

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -10,26 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from effp_fx.groups import Analysis, ChannelGroup
-from effp_fx.importance import Floats
-
-Place = tuple[str, int]
-"""A tensor and one of its dimensions."""
-
-
-def summed(analysis: Analysis, places: Iterable[Place], values: Mapping[str, Tensor]) -> tuple[Floats, Floats]:
-    """For each channel (K) the sum of `values` over its slices at these places, and how many slices these are."""
-    sums, counts = np.zeros(analysis.channels), np.zeros(analysis.channels)
-    for name, dim in dict.fromkeys(places):
-        channels = analysis.tensors[name].dims.get(dim)
-        if channels is None or name not in values:
-            continue
-        others = [other for other in range(values[name].dim()) if other != dim]
-        taken = values[name].detach().to(torch.float64)
-        row = (taken.sum(dim=others) if others else taken).cpu().numpy()
-        known = channels >= 0
-        np.add.at(sums, channels[known], row[known])
-        np.add.at(counts, channels[known], 1.0)
-    return sums, counts
+from effp_fx.importance import Floats, Place, summed
 
 
 def gammas(analysis: Analysis) -> list[Place]:

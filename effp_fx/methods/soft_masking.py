@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from effp_fx.groups import Analysis, Keep, kept_flags
-from effp_fx.importance import Floats
+from effp_fx.importance import Floats, summed
 from effp_fx.methods.base import Budget, Outcome, Trainer
-from effp_fx.methods.channel_values import readers, summed
+from effp_fx.methods.channel_values import readers
 from effp_fx.methods.problem import Problem, pose
 from effp_fx.methods.ride import Ride, evenly
 

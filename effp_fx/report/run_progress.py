@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 
+from effp_fx.report.progress_bar import progress_bar
 from effp_fx.report.run_report import EpochRow, Status
 from effp_fx.report.terminal import percent
 
@@ -76,12 +76,5 @@ def run_progress(stream: TextIO | None = None) -> Iterator[Lines | Bars]:
     if not stream.isatty():
         yield Lines(stream)
         return
-    columns = (
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[said]}", markup=False),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(file=stream, highlight=False)) as progress:
+    with progress_bar(stream) as progress:
         yield Bars(progress)
