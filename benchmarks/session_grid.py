@@ -26,7 +26,7 @@ SEEDS = (0, 1, 2)
 # One change at a time from the defaults, on the YOLO-like net: it is the one that a wrong choice hurts most.
 ABLATED = "yolo"
 ABLATIONS: dict[str, list[dict[str, Any]]] = {
-    "pressure": [{"pressure": value} for value in (0.0, 0.1, 1.0)],
+    "drift": [{"drift": value} for value in (0.0, 0.1, 0.3)],
     "alpha": [{"alpha": value} for value in (0.1, 10.0)],
     "threshold": [{"threshold": value} for value in (0.001, 0.1)],
     "schedule": [{"start": 0.02, "end": 0.25}, {"start": 0.05, "end": 0.75}, {"start": 0.25, "end": 0.5}],

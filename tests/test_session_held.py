@@ -106,7 +106,7 @@ def test_a_grad_scaler_and_a_step_that_it_skips(fused: bool) -> None:
             assert session.step == step + 1
             assert session.step < 2 or not held(session)
         weights = [value.detach().clone() for value in model.parameters()]
-        ends.append((session.keep, session._pressure.mean_gradient, weights))
+        ends.append((session.keep, session._pressure.gain.value, weights))
     assert (ends[0][0] == ends[1][0]).all()
     assert ends[0][1] == pytest.approx(ends[1][1], rel=1e-3)
     assert all(torch.allclose(one, two, rtol=1e-3, atol=1e-4) for one, two in zip(ends[0][2], ends[1][2], strict=True))
@@ -135,7 +135,7 @@ def described(model: nn.Module, session: Session) -> Any:
     return (
         [value.detach().numpy().tobytes() for value in model.parameters()],
         state["step"],
-        state["pressure"]["mean_gradient"],
+        state["pressure"]["gain"]["value"],
         state["off"].tolist(),
         len(state["history"]),
     )

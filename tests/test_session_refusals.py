@@ -49,7 +49,7 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], type[EffpError], tuple[str, ...]]]
     ),
     "too few steps": (sgd, {"total_steps": 3}, SessionError, ("total_steps is too small for 4 updates", "at least 6")),
     "alpha": (sgd, {"alpha": -1}, SessionError, ("alpha must be a finite number, 0 or more", "seen: -1")),
-    "pressure": (sgd, {"pressure": "high"}, SessionError, ("pressure must be a finite number", "seen: 'high'")),
+    "drift": (sgd, {"drift": "high"}, SessionError, ("drift must be a finite number", "seen: 'high'")),
     "threshold": (sgd, {"threshold": 0}, SessionError, ("threshold must be above 0",)),
     "nan": (sgd, {"threshold": float("nan")}, SessionError, ("threshold must be a finite number", "seen: nan")),
     "regrow_by": (sgd, {"regrow_by": "magic"}, SessionError, ("regrow_by is not known", "importance or random")),
@@ -133,14 +133,14 @@ def test_a_gradient_that_is_not_finite(step: int, value: float) -> None:
     gradient = model.get_parameter("body.1.1.weight").grad
     assert gradient is not None
     gradient[2] = value
-    saved = session.state_dict()["pressure"]["mean_gradient"]
+    saved = session.state_dict()["pressure"]["gain"]["value"]
     before = [item.detach().clone() for item in model.parameters()]
     with pytest.raises(DivergenceError) as caught:
         optimizer.step()
     assert "where: body.1.1.weight" in str(caught.value)
     assert f"NaN or infinity before step {step + 1}; the step was not taken" in str(caught.value)
     assert all(torch.equal(one, two) for one, two in zip(before, model.parameters(), strict=True))
-    assert session.step == step and session.state_dict()["pressure"]["mean_gradient"] == saved
+    assert session.step == step and session.state_dict()["pressure"]["gain"]["value"] == saved
     for _ in train(model, optimizer, range(step, STEPS)):
         continue
     assert session.frozen and not held(session)

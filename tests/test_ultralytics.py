@@ -240,8 +240,8 @@ def test_wrong_objects_and_options_are_refused(narrow: str) -> None:
     assert "did you mean updates" in str(caught.value)
     with pytest.raises(SessionError, match="does not take total_steps"):
         prune_trainer(yolo, total_steps=3)
-    with pytest.raises(SessionError, match="pressure must be"):
-        prune_trainer(yolo, pressure=-1)
+    with pytest.raises(SessionError, match="drift must be"):
+        prune_trainer(yolo, drift=-1)
     assert "train" not in vars(yolo)
     prune_trainer(yolo)
     with pytest.raises(SessionError, match="called for this object already"):

@@ -26,7 +26,7 @@ class Slimming:
 
     Differences: t is the lowest at which both targets are met, where the paper asks for a share of the channels.
     lambda is set at every step so that the penalty's gradient is `pressure` times the network's over all gammas (the
-    paper's 1e-4 is right for one loss and 160 epochs): as strongly as the pruning loss presses in `tcfp` and `effp`.
+    paper's 1e-4 is right for one loss and 160 epochs).
     Coupled gammas count with their mean; channels without one by the norm of their filters.
     """
 

@@ -31,7 +31,7 @@ class TCFP:
     network near the targets and not under them.
     """
 
-    pressure: float = Options.pressure
+    drift: float = Options.drift
 
     def __call__(self, model: nn.Module, trainer: Trainer, budget: Budget) -> Outcome:
         problem = pose(model, trainer, budget)
@@ -41,17 +41,17 @@ class TCFP:
             return problem.above_threshold(rider.pressure.magnitudes())
 
         return two_sessions(
-            problem, trainer, choose, lambda optimizer, steps: Press(problem, optimizer, steps, self.pressure)
+            problem, trainer, choose, lambda optimizer, steps: Press(problem, optimizer, steps, self.drift)
         )
 
 
 class Press(Ride):
     """Adds alpha times the gradient of the pruning loss before each step."""
 
-    def __init__(self, problem: Problem, optimizer: torch.optim.Optimizer, total_steps: int, pressure: float) -> None:
+    def __init__(self, problem: Problem, optimizer: torch.optim.Optimizer, total_steps: int, drift: float) -> None:
         super().__init__(problem, optimizer, total_steps)
-        options = Options(pressure=pressure)
-        self.pressure = prepared(problem.analysis, problem.costs, problem.targets, self.tensors, options)
+        options = Options(drift=drift)
+        self.pressure = prepared(problem.analysis, problem.costs, problem.targets, self.tensors, options, total_steps)
 
     def before_step(self) -> None:
         """Press."""
@@ -61,7 +61,7 @@ class Press(Ride):
         """Nothing."""
 
     def own_state(self) -> dict[str, Any]:
-        """Reference, alpha and the running mean of the gradient."""
+        """Reference, alpha and the optimizer's gain."""
         return {"pressure": self.pressure.state_dict()}
 
     def load_own_state(self, saved: dict[str, Any]) -> None:

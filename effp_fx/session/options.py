@@ -16,10 +16,10 @@ class Options:
     """How the pruning loss presses, and by what channels are ranked."""
 
     alpha: float | None = None
-    """Weight of the pruning loss in equation (4). None (ours): at each step the weight at which the pruning loss's
-    gradient, over all gammas, is `pressure` times as large as the network's, so that the scale of the loss, the
-    learning rate and the optimizer do not matter."""
-    pressure: float = 0.3
+    """Weight of the pruning loss in equation (4). None (ours): at each step the weight at which the pruning loss alone
+    would take `drift` of their size from the gammas by the freeze, so that the scale of the loss, the optimizer, the
+    learning rate and the number of steps do not matter."""
+    drift: float = 0.05
     threshold: float = 0.01
     """Of theta: a part of the mean magnitude that the group had at the start (ours; the paper has an absolute t)."""
     importance: str | Callable[..., Any] | Any = "taylor"
@@ -30,7 +30,7 @@ class Options:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("alpha", "pressure", "threshold"):
+        for name in ("alpha", "drift", "threshold"):
             value = getattr(self, name)
             if value is None and name == "alpha":
                 continue

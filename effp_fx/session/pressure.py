@@ -15,11 +15,9 @@ from effp_fx.importance import Floats
 from effp_fx.lowering import Targets
 from effp_fx.passes.pruning_loss import REFERENCE, PruningLoss
 from effp_fx.session.checks import check_finite, diverged
+from effp_fx.session.gain import Gain
 from effp_fx.session.options import Options
 from effp_fx.sites import sites_of
-
-_MEMORY = 0.9
-"""How much of the running mean of the network's gradient an optimizer step leaves in place."""
 
 
 class Pressure:
@@ -28,20 +26,26 @@ class Pressure:
     Args:
         module: the graph of `passes.PruningLoss` with `alone=True`; it reads the user's own parameters.
         sites: the trainable parameters that magnitudes are read off, by name.
-        measured: those of them over which gradients are compared: the gammas, where there are any.
-        options: alpha, or how strongly to press.
+        measured: those of them whose drift is set: the gammas, where there are any.
+        options: alpha, or how far to press.
+        steps: how many steps it presses.
     """
 
     def __init__(
-        self, module: fx.GraphModule, sites: Mapping[str, Tensor], measured: Mapping[str, Tensor], options: Options
+        self,
+        module: fx.GraphModule,
+        sites: Mapping[str, Tensor],
+        measured: Mapping[str, Tensor],
+        options: Options,
+        steps: int,
     ) -> None:
         self.module = module
         self.sites, self.measured = dict(sites), dict(measured)
         self.own_term = False
         """Set where the user adds the term to the loss, so that no gradient is added here."""
         self.last_alpha = options.alpha or 0.0
-        self.mean_gradient: float | None = None
-        self._alpha, self._pressure = options.alpha, options.pressure
+        self.gain = Gain(self.measured)
+        self._alpha, self._drift = options.alpha, options.drift / steps
 
     def refer_to_groups(self, analysis: Analysis) -> None:
         """Count magnitudes from the mean that each group has now."""
@@ -55,7 +59,7 @@ class Pressure:
         """Tensors and numbers."""
         return {
             "reference": self._reference().clone(),
-            "mean_gradient": self.mean_gradient,
+            "gain": self.gain.state_dict(),
             "last_alpha": self.last_alpha,
             "own_term": self.own_term,
         }
@@ -63,8 +67,8 @@ class Pressure:
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Take a state over."""
         self._reference().copy_(saved["reference"])
-        self.mean_gradient, self.last_alpha = saved["mean_gradient"], saved["last_alpha"]
-        self.own_term = saved["own_term"]
+        self.last_alpha, self.own_term = saved["last_alpha"], saved["own_term"]
+        self.gain.load_state_dict(saved["gain"])
 
     def _reference(self) -> Tensor:
         return self.module.get_buffer(REFERENCE)
@@ -89,8 +93,8 @@ class Pressure:
         """alpha * L_prune, differentiable in the parameters: a float64 scalar."""
         self.own_term = True
         loss = self.module()[0]
-        if self._alpha is None and self.mean_gradient is not None and loss.requires_grad:
-            self._measure(self._slopes(loss, keep_graph=True))
+        if self._alpha is None and loss.requires_grad:
+            self._set_alpha(self._slopes(loss, keep_graph=True))
         scaled: Tensor = self.last_alpha * loss
         return scaled
 
@@ -108,13 +112,16 @@ class Pressure:
         compared = [gradients[name] for name in self.measured if name in gradients]
         if not compared:
             return
-        own = _absolute_sum(compared)
-        if not math.isfinite(own):
+        if not math.isfinite(_absolute_sum(compared)):
             raise diverged(gradients, step)
-        own = own if scale is None else own / float(scale)
-        before = own if self.mean_gradient is None else self.mean_gradient
-        self.mean_gradient = _MEMORY * before + (1 - _MEMORY) * own
-        if silent or self.own_term or (self._alpha is None and not self._pressure) or self._alpha == 0:
+        if silent:
+            return
+        self._add(gradients, scale)
+        if self._alpha is None:
+            self.gain.observe(scale)
+
+    def _add(self, gradients: Mapping[str, Tensor], scale: Tensor | None) -> None:
+        if self.own_term or (self._alpha is None and not self._drift) or self._alpha == 0:
             return
         with torch.enable_grad():
             loss = self.module()[0]
@@ -122,7 +129,7 @@ class Pressure:
             return
         slopes = self._slopes(loss)
         if self._alpha is None:
-            self._measure(slopes)
+            self._set_alpha(slopes)
         weight = self.last_alpha if scale is None else self.last_alpha * float(scale)
         names = [name for name in slopes if name in gradients]
         with torch.no_grad():
@@ -138,12 +145,12 @@ class Pressure:
         found = torch.autograd.grad(loss, list(live.values()), retain_graph=keep_graph, allow_unused=True)
         return {name: value for name, value in zip(live, found, strict=True) if value is not None}
 
-    def _measure(self, slopes: Mapping[str, Tensor]) -> None:
-        """Set alpha so that both gradients have the ratio that is asked for, in the sum of their absolute values."""
+    def _set_alpha(self, slopes: Mapping[str, Tensor]) -> None:
+        """So that a step, by the optimizer's gain, moves the gammas by the part of their size that one step is due."""
         compared = [slope for name, slope in slopes.items() if name in self.measured]
-        size = _absolute_sum(compared) if compared else 0.0
-        if size > 0 and self.mean_gradient is not None:
-            self.last_alpha = self._pressure * self.mean_gradient / size
+        size = self.gain.value * _absolute_sum(compared) if compared else 0.0
+        if size > 0:
+            self.last_alpha = self._drift * _absolute_sum([value.detach() for value in self.measured.values()]) / size
 
 
 def _absolute_sum(tensors: Sequence[Tensor]) -> float:
@@ -153,11 +160,17 @@ def _absolute_sum(tensors: Sequence[Tensor]) -> float:
 
 
 def prepared(
-    analysis: Analysis, costs: Mapping[str, Cost], targets: Targets, tensors: Mapping[str, Tensor], options: Options
+    analysis: Analysis,
+    costs: Mapping[str, Cost],
+    targets: Targets,
+    tensors: Mapping[str, Tensor],
+    options: Options,
+    steps: int,
 ) -> Pressure:
     """The pruning loss's graph over the user's parameters, magnitudes counted from what they are now.
 
-    `analysis` has its graphs; `tensors` are the user's own parameters and buffers by name.
+    `analysis` has its graphs; `tensors` are the user's own parameters and buffers by name. It presses for `steps`
+    steps.
     """
     trainable = {name for name, value in tensors.items() if value.requires_grad}
     sites = sites_of(analysis, trainable)
@@ -178,6 +191,6 @@ def prepared(
     pressed = {site.tensor: tensors[site.tensor] for site in sites if site.tensor in trainable}
     gammas = {site.tensor for site in sites if site.is_gamma}
     measured = {name: value for name, value in pressed.items() if name in gammas} or pressed
-    pressure = Pressure(module, pressed, measured, options)
+    pressure = Pressure(module, pressed, measured, options, steps)
     pressure.refer_to_groups(analysis)
     return pressure

@@ -51,7 +51,7 @@ class Session:
         ignore: modules, names or globs whose own channels stay.
         groups: an edited groups file.
         progress: called with a line before each long step of the analysis.
-        options: alpha, pressure, threshold, importance, regrow_by, seed: see `Options`.
+        options: alpha, drift, threshold, importance, regrow_by, seed: see `Options`.
 
     Raises:
         SessionError: optimizer, model, steps or options do not fit together; nothing is changed.
@@ -98,7 +98,9 @@ class Session:
         checks.check_optimizer(self.analysis, self._tensors, self._optimizer)
         self._costs = {name: build(self.analysis) for name, build in lowering.COSTS.items()}
         self._moved = checks.moved_by(self._optimizer, self._tensors)
-        self._pressure = prepared(traced.analysis, self._costs, self.targets, self._tensors, self.options)
+        self._pressure = prepared(
+            traced.analysis, self._costs, self.targets, self._tensors, self.options, self.schedule.freeze_step
+        )
         self._ranking = Ranking(
             self.analysis, self._network, self._tensors, self.options.importance, self._pressure.magnitudes
         )

@@ -16,7 +16,7 @@ from effp_fx.lowering import Targets
 from effp_fx.schedule import Schedule
 from effp_fx.session.holding import Slot
 
-VERSION = 2
+VERSION = 3
 _KEYS = {"version", "about", "step", "off", "aside", "ranking", "pressure", "history"}
 
 
