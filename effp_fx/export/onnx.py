@@ -19,6 +19,7 @@ from effp_fx.errors import ExportError
 from effp_fx.export import comparison, detections, exporters, identities, integers, onnx_file, parts
 from effp_fx.export.parts import Recorded
 from effp_fx.export.report import PARTS, RUNTIME, TARGETS, ExportReport, ports
+from effp_fx.export.softmax_order import softmax_first
 from effp_fx.inputs import Example, as_example, repeat_batch
 from effp_fx.models import Detection, adapter_for, example_for
 
@@ -203,7 +204,7 @@ class _Work:
         if self.simplify:
             model, why_not = onnx_file.simplify(model)
             notes = (why_not,) if why_not else ()
-            model = identities.without_resizes(model)
+            model = softmax_first(identities.without_resizes(model))
         self._state_shapes(model)
         decoded = self._save("decoded", integers.narrowed(model) if self._narrow() else model)
         if not full or self.made.decoding is None:
