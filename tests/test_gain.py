@@ -51,7 +51,7 @@ def test_a_scale_is_taken_out_and_a_state_goes_on() -> None:
     other.load_state_dict(gain.state_dict())
     assert other.value == gain.value > 0
     one, scaled = trained(lambda p: optim.SGD(p, 0.01), 1), trained(lambda p: optim.SGD(p, 0.01), 1, 1024.0)
-    assert torch.allclose(one.state_dict()["_gradient"], scaled.state_dict()["_gradient"], rtol=1e-5)
+    assert torch.allclose(one.state_dict()["memory"][1], scaled.state_dict()["memory"][1], rtol=1e-5)
 
 
 @pytest.mark.parametrize("rate", [0.02, 0.005])

@@ -26,6 +26,17 @@ def made(perm: list[int], axis: int, *, shared: bool = False, seen: bool = False
     return onnx.shape_inference.infer_shapes(model)
 
 
+def read_in_a_branch() -> onnx.ModelProto:
+    """The transposed tensor is read by the branches of an If as well."""
+    model = made([0, 2, 1, 3], 1)
+    value = helper.make_tensor_value_info("inner", TensorProto.FLOAT, [2, 4, 3, 5])
+    body = helper.make_graph([helper.make_node("Abs", ["turned"], ["inner"])], "body", [], [value])
+    yes = helper.make_node("Constant", [], ["yes"], value=helper.make_tensor("", TensorProto.BOOL, [], [True]))
+    model.graph.node.extend([yes, helper.make_node("If", ["yes"], ["z"], then_branch=body, else_branch=body)])
+    model.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, [2, 4, 3, 5]))
+    return model
+
+
 def run(model: onnx.ModelProto) -> np.ndarray:
     onnx.checker.check_model(model, full_check=True)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -55,8 +66,9 @@ def test_they_are_exchanged(perm: list[int], axis: int, new: int) -> None:
         made([0, 1, 3, 2], 1),
         made([0, 2, 1, 3], 1, shared=True),
         made([0, 2, 1, 3], 1, seen=True),
+        read_in_a_branch(),
     ],
-    ids=["brought to the end", "counted from there", "unmoved", "read twice", "an output"],
+    ids=["brought to the end", "counted from there", "unmoved", "read twice", "an output", "in a branch"],
 )
 def test_what_would_not_gain_or_is_read_elsewhere_stays(model: onnx.ModelProto) -> None:
     assert [node.op_type for node in softmax_first(model).graph.node][:2] == ["Transpose", "Softmax"]

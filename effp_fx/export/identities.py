@@ -7,7 +7,8 @@ it.
 from __future__ import annotations
 
 import onnx
-from onnx import helper
+
+from effp_fx.export.onnx_nodes import attributes, read_inside
 
 _MODES = {"nearest", "linear"}
 _PLACES = {"half_pixel", "pytorch_half_pixel", "half_pixel_symmetric", "asymmetric", "align_corners"}
@@ -25,7 +26,7 @@ def without_resizes(model: onnx.ModelProto) -> onnx.ModelProto:
         return model
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    outputs = {value.name for value in model.graph.output}
+    outputs = {value.name for value in model.graph.output} | read_inside(model.graph)
     instead: dict[str, str] = {}
     kept = []
     for node in result.graph.node:
@@ -47,7 +48,7 @@ def without_resizes(model: onnx.ModelProto) -> onnx.ModelProto:
 def _is_identity(node: onnx.NodeProto, shapes: dict[str, list[tuple[int, str]]]) -> bool:
     if node.op_type != "Resize":
         return False
-    given = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+    given = attributes(node)
     mode = given.get("mode", b"nearest").decode()
     place = given.get("coordinate_transformation_mode", b"half_pixel").decode()
     before, after = shapes.get(node.input[0]), shapes.get(node.output[0])

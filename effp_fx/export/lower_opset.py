@@ -14,6 +14,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from effp_fx.errors import ExportError
+from effp_fx.export.onnx_nodes import attributes
 
 _REDUCTIONS = {
     "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp",
@@ -104,28 +105,28 @@ class _Work:
 
     def _reduction(self, node: onnx.NodeProto) -> Nodes:
         axes = self._numbers(node, 1)
-        attributes = _attributes(node)
-        nothing = bool(attributes.pop("noop_with_empty_axes", 0))
+        given = attributes(node)
+        nothing = bool(given.pop("noop_with_empty_axes", 0))
         if not axes and nothing:
             return [_node("Identity", node, [node.input[0]])]
-        return [_node(node.op_type, node, [node.input[0]], **attributes, **({"axes": axes} if axes else {}))]
+        return [_node(node.op_type, node, [node.input[0]], **given, **({"axes": axes} if axes else {}))]
 
     def _split(self, node: onnx.NodeProto) -> Nodes:
-        attributes = _attributes(node)
-        count = attributes.pop("num_outputs", None)
+        given = attributes(node)
+        count = given.pop("num_outputs", None)
         if count is None:
             return [node]
-        shape, axis = self._shape(node.input[0]), attributes.get("axis", 0)
+        shape, axis = self._shape(node.input[0]), given.get("axis", 0)
         size = shape[axis] if shape else 0
         if not size:
             raise self._refuse(node, "the size that is split is not known")
         part = -(-size // count)
         sizes = [part] * (count - 1) + [size - part * (count - 1)]
-        return [_node("Split", node, [node.input[0], self._constant(sizes, np.int64)], **attributes)]
+        return [_node("Split", node, [node.input[0], self._constant(sizes, np.int64)], **given)]
 
     def _pad(self, node: onnx.NodeProto) -> Nodes:
         axes, pads = self._numbers(node, 3), self._numbers(node, 1)
-        if _attributes(node).get("mode") == b"wrap":
+        if attributes(node).get("mode") == b"wrap":
             raise self._refuse(node, "mode=wrap")
         if axes is None or pads is None:
             return [node]
@@ -134,25 +135,25 @@ class _Work:
         for at, axis in enumerate(axes):
             whole[axis % rank], whole[axis % rank + rank] = pads[at], pads[at + len(axes)]
         inputs = [node.input[0], self._constant(whole, np.int64), *node.input[2:3]]
-        return [_node("Pad", node, inputs, **_attributes(node))]
+        return [_node("Pad", node, inputs, **attributes(node))]
 
     def _resize(self, node: onnx.NodeProto) -> Nodes:
-        attributes = _attributes(node)
-        if attributes.pop("antialias", 0) or attributes.pop("keep_aspect_ratio_policy", b"stretch") != b"stretch":
+        given = attributes(node)
+        if given.pop("antialias", 0) or given.pop("keep_aspect_ratio_policy", b"stretch") != b"stretch":
             raise self._refuse(node, "antialias, or a policy of proportions")
-        axes = attributes.pop("axes", None)
+        axes = given.pop("axes", None)
         rank = len(self._shape(node.input[0]))
         if axes is not None and [axis % rank for axis in axes] != list(range(rank)):
             raise self._refuse(node, f"axes={axes}")
-        return [_node("Resize", node, list(node.input), **attributes)]
+        return [_node("Resize", node, list(node.input), **given)]
 
     def _layer_norm(self, node: onnx.NodeProto) -> Nodes:
         """(x - mean) / sqrt(variance + epsilon) * scale + bias over the last axes."""
-        attributes = _attributes(node)
+        given = attributes(node)
         rank = len(self._shape(node.input[0]))
         if not rank or len([name for name in node.output if name]) > 1:
             raise self._refuse(node, "its rank is not known, or its statistics are read")
-        axes = list(range(attributes.get("axis", -1) % rank, rank))
+        axes = list(range(given.get("axis", -1) % rank, rank))
         dtype = helper.tensor_dtype_to_np_dtype(self._types[node.input[0]].elem_type or TensorProto.FLOAT)
         made: Nodes = []
 
@@ -163,7 +164,7 @@ class _Work:
 
         centred = op("Sub", node.input[0], op("ReduceMean", node.input[0], axes=axes, keepdims=1))
         variance = op("ReduceMean", op("Mul", centred, centred), axes=axes, keepdims=1)
-        epsilon = self._constant(attributes.get("epsilon", 1e-5), dtype)
+        epsilon = self._constant(given.get("epsilon", 1e-5), dtype)
         normal = op("Div", centred, op("Sqrt", op("Add", variance, epsilon)))
         scaled = op("Mul", normal, node.input[1])
         if len(node.input) > 2 and node.input[2]:
@@ -179,15 +180,11 @@ class _Work:
         ]
 
     def _reshape(self, node: onnx.NodeProto) -> Nodes:
-        if _attributes(node).get("allowzero", 0):
+        if attributes(node).get("allowzero", 0):
             sizes = self._numbers(node, 1)
             if sizes is None or 0 in sizes:
                 raise self._refuse(node, "a size of 0 that means 0")
         return [_node("Reshape", node, list(node.input))]
-
-
-def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    return {item.name: helper.get_attribute_value(item) for item in node.attribute}
 
 
 def _node(kind: str, old: onnx.NodeProto, inputs: list[str], **attributes: Any) -> onnx.NodeProto:

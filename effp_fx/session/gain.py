@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,11 +29,8 @@ class Gain:
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         self._weights = dict(weights)
-        self._weight: Tensor | None = None
-        """At the last step, as `_gradient`."""
-        self._gradient: Tensor | None = None
-        self._moved_mean: Tensor | None = None
-        self._gradient_mean: Tensor | None = None
+        self._memory = torch.zeros(4, sum(len(value) for value in self._weights.values()))
+        """At the last step: weights and their gradients; up to it: means of what was moved and of the gradients."""
         self.value = 0.0
         """In units of weight per gradient; 0 before the second step."""
 
@@ -44,46 +41,38 @@ class Gain:
         Args:
             scale: by what a GradScaler has multiplied all gradients; None: by nothing.
         """
-        weight = torch.cat([_one_each(value.detach()) for value in self._weights.values()])
-        if self._weight is not None and self._gradient is not None:
-            alive = (self._weight != 0) & (weight != 0)
-            moved = torch.where(alive, weight - self._weight, 0)
-            gradient = torch.where(alive, self._gradient, 0)
-            if self._moved_mean is None or self._gradient_mean is None:
-                self._moved_mean, self._gradient_mean = torch.zeros_like(moved), torch.zeros_like(gradient)
-            self._moved_mean.lerp_(moved, 1 - _MEMORY)
-            self._gradient_mean.lerp_(gradient, 1 - _MEMORY)
-            self.value = max(_ratio(moved, gradient), _ratio(self._moved_mean, self._gradient_mean))
-        self._weight = weight
-        gradients = [torch.zeros_like(value) if value.grad is None else value.grad for value in self._weights.values()]
-        self._gradient = torch.cat([_one_each(gradient) for gradient in gradients]).to(weight)
-        if scale is not None:
-            self._gradient /= scale
+        weight = _one_each([value.detach() for value in self._weights.values()])
+        now = _one_each([torch.zeros_like(v) if v.grad is None else v.grad for v in self._weights.values()])
+        before, gradient, moved_mean, gradient_mean = self._memory.to(weight.device)
+        alive = (before != 0) & (weight != 0)
+        moved, gradient = torch.where(alive, weight - before, 0), torch.where(alive, gradient, 0)
+        moved_mean = moved_mean.lerp(moved, 1 - _MEMORY)
+        gradient_mean = gradient_mean.lerp(gradient, 1 - _MEMORY)
+        sizes = torch.stack([moved, gradient, moved_mean, gradient_mean]).abs().sum(1).tolist()  # one transfer
+        self.value = max(_over(*sizes[:2]), _over(*sizes[2:]))
+        now = now if scale is None else now / scale.to(now.device)
+        self._memory = torch.stack([weight, now, moved_mean, gradient_mean])
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and numbers."""
-        return {name: _copy(getattr(self, name)) for name in _STATE}
+        return {"memory": self._memory.clone(), "value": self.value}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Take a state over."""
-        for name in _STATE:
-            setattr(self, name, _copy(saved[name]))
+        """Take a state over, from whatever device."""
+        self._memory, self.value = saved["memory"].clone(), saved["value"]
 
 
-_STATE = ("_weight", "_gradient", "_moved_mean", "_gradient_mean", "value")
+def _one_each(values: Sequence[Tensor]) -> Tensor:
+    """One entry for each index of the first dimension of each, as one float32 vector."""
+    return torch.cat([_first_of_each(value).to(values[0].device, torch.float32) for value in values])
 
 
-def _copy(value: Tensor | float | None) -> Tensor | float | None:
-    return value.clone() if isinstance(value, Tensor) else value
-
-
-def _one_each(value: Tensor) -> Tensor:
-    """One entry for each index of the first dimension, as a float32 vector."""
+def _first_of_each(value: Tensor) -> Tensor:
+    """A view: to flatten what lies channels last would copy it."""
     while value.ndim > 1:
         value = value.select(-1, 0)
-    return value.reshape(-1).float()
+    return value
 
 
-def _ratio(moved: Tensor, gradient: Tensor) -> float:
-    size = float(gradient.abs().sum())
-    return float(moved.abs().sum()) / size if size > 0 else 0.0
+def _over(moved: float, gradient: float) -> float:
+    return moved / gradient if gradient > 0 else 0.0

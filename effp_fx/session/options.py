@@ -20,6 +20,7 @@ class Options:
     would take `drift` of their size from the gammas by the freeze, so that the scale of the loss, the optimizer, the
     learning rate and the number of steps do not matter."""
     drift: float = 0.05
+    """A part of the gammas' mean size (ours); 0 adds no pruning loss. Without gammas it is that of the filters."""
     threshold: float = 0.01
     """Of theta: a part of the mean magnitude that the group had at the start (ours; the paper has an absolute t)."""
     importance: str | Callable[..., Any] | Any = "taylor"

@@ -114,15 +114,14 @@ class Pressure:
             return
         if not math.isfinite(_absolute_sum(compared)):
             raise diverged(gradients, step)
-        if silent:
+        if silent or (not self._drift if self._alpha is None else not self._alpha):
             return
-        self._add(gradients, scale)
+        if not self.own_term:
+            self._add(gradients, scale)
         if self._alpha is None:
             self.gain.observe(scale)
 
     def _add(self, gradients: Mapping[str, Tensor], scale: Tensor | None) -> None:
-        if self.own_term or (self._alpha is None and not self._drift) or self._alpha == 0:
-            return
         with torch.enable_grad():
             loss = self.module()[0]
         if not loss.requires_grad or float(loss.detach()) == 0:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper
 
 from effp_fx.errors import FileFormatError
+from effp_fx.export import onnx_nodes
 
 STANDARD = ("", "ai.onnx")
 Shape = tuple[int | None, ...]
@@ -143,9 +144,9 @@ def _add_graph(network: Network, graph: onnx.GraphProto, depth: int) -> None:
 
 
 def _add_node(network: Network, proto: onnx.NodeProto, index: int, depth: int) -> None:
-    attributes = {item.name: helper.get_attribute_value(item) for item in proto.attribute}
-    bodies = [body for value in attributes.values() for body in _graphs(value)]
-    plain = {name: value for name, value in attributes.items() if not any(_graphs(value))}
+    given = onnx_nodes.attributes(proto)
+    bodies = [body for value in given.values() for body in onnx_nodes.bodies(value)]
+    plain = {name: value for name, value in given.items() if not any(onnx_nodes.bodies(value))}
     name = proto.name or f"{proto.op_type}_{index}"
     node = Node(
         name, proto.op_type, proto.domain, tuple(proto.input), tuple(proto.output), _decoded(plain), network, depth
@@ -184,12 +185,6 @@ def _constant(attributes: Mapping[str, Any]) -> NDArray[Any] | None:
         return numpy_helper.to_array(tensor) if math.prod(tensor.dims) <= _FOLDED else None
     plain = [value for name, value in attributes.items() if name in ("value_int", "value_ints", "value_float")]
     return np.asarray(plain[0]) if plain else None
-
-
-def _graphs(value: Any) -> Iterator[onnx.GraphProto]:
-    for item in value if isinstance(value, (list, tuple)) else [value]:
-        if isinstance(item, onnx.GraphProto):
-            yield item
 
 
 def _decoded(attributes: dict[str, Any]) -> dict[str, Any]:
