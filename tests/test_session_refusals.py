@@ -50,6 +50,7 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], type[EffpError], tuple[str, ...]]]
     "too few steps": (sgd, {"total_steps": 3}, SessionError, ("total_steps is too small for 4 updates", "at least 6")),
     "alpha": (sgd, {"alpha": -1}, SessionError, ("alpha must be a finite number, 0 or more", "seen: -1")),
     "drift": (sgd, {"drift": "high"}, SessionError, ("drift must be a finite number", "seen: 'high'")),
+    "a name": (sgd, {"treshold": 0.1}, SessionError, ("Session does not take treshold", "did you mean threshold?")),
     "threshold": (sgd, {"threshold": 0}, SessionError, ("threshold must be above 0",)),
     "nan": (sgd, {"threshold": float("nan")}, SessionError, ("threshold must be a finite number", "seen: nan")),
     "regrow_by": (sgd, {"regrow_by": "magic"}, SessionError, ("regrow_by is not known", "importance or random")),
@@ -81,12 +82,6 @@ def test_a_model_of_which_nothing_can_go() -> None:
         attached(model, sgd(model), target_flops=1.0, target_params=None)
     assert "nothing of this model can be pruned" in str(caught.value)
     assert "seen: no channel that may go: 0.weight" in str(caught.value)
-
-
-def test_an_option_that_there_is_not() -> None:
-    model = net()
-    with pytest.raises(TypeError, match="tresh"):
-        attached(model, sgd(model), tresh=1)
 
 
 def test_two_sessions_on_one_optimizer() -> None:

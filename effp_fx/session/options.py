@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 from effp_fx.errors import SessionError
+from effp_fx.models.spec import nearest
 from effp_fx.session.selection import check_regrow
 
 
@@ -29,6 +30,26 @@ class Options:
     regrow_by: str = "importance"
     """Which of the pruned channels come back: `importance` or `random`."""
     seed: int = 0
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any], *, of: str, beside: Collection[str]) -> Options:
+        """The options among what was given.
+
+        Args:
+            given: name -> value, as a caller wrote them.
+            of: who takes them, for the message.
+            beside: what else it takes by name.
+
+        Raises SessionError for a name that is neither an option nor one of those.
+        """
+        own = {field.name for field in fields(cls)}
+        known = own | set(beside)
+        for name in given:
+            if name not in known:
+                raise SessionError(
+                    f"{of} does not take {name}", expected=", ".join(sorted(known)), mend=nearest(name, known)
+                )
+        return cls(**{name: value for name, value in given.items() if name in own})
 
     def __post_init__(self) -> None:
         for name in ("alpha", "drift", "threshold"):

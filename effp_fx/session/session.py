@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,9 @@ class Session:
         **options: Any,
     ) -> None:
         self.schedule = Schedule(total_steps, start, end, updates, regrow)
-        self.options = Options(**options)
+        self.options = Options.read(
+            options, of="Session", beside=inspect.signature(Session).parameters.keys() - {"options"}
+        )
         if target_flops is None and target_params is None:
             target_flops = 0.5
         self.targets = lowering.Targets(target_flops, target_params, round_to, cost)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import fields
 from typing import Any
 
 from packaging.version import Version
@@ -12,7 +11,7 @@ from torch import nn
 from effp_fx.errors import SessionError
 from effp_fx.integrations.ultralytics.pruning import Pruning
 from effp_fx.integrations.ultralytics.trainer import refuse, with_session
-from effp_fx.models.spec import import_family, nearest
+from effp_fx.models.spec import import_family
 from effp_fx.session import Session
 from effp_fx.session.options import Options
 
@@ -102,11 +101,10 @@ def _check_object(yolo: Any) -> None:
 
 def _check_options(options: dict[str, Any]) -> None:
     """Refuse what a session does not take, before data is read and a folder is made."""
-    ours = {"model", "optimizer", "total_steps", "options", "self"}
-    known = {*inspect.signature(Session).parameters, *(field.name for field in fields(Options))} - ours
-    for name in options:
-        if name in known:
-            continue
-        mend = "leave it out: they are those of Ultralytics' own loop" if name in ours else nearest(name, known)
-        raise SessionError(f"prune_trainer does not take {name}", expected=", ".join(sorted(known)), mend=mend)
-    Options(**{field.name: options[field.name] for field in fields(Options) if field.name in options})
+    ours = {"model", "optimizer", "total_steps"}
+    taken = ours & options.keys()
+    if taken:
+        raise SessionError(
+            f"prune_trainer does not take {min(taken)}", mend="leave it out: they are those of Ultralytics' own loop"
+        )
+    Options.read(options, of="prune_trainer", beside=inspect.signature(Session).parameters.keys() - ours - {"options"})
