@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -72,14 +74,25 @@ class Written:
 
 
 def folder(path: Path) -> Path:
-    """Make the folder, before anything slow is done. Raises EffpError where it cannot be written to."""
+    """Make the folder, before anything slow is done; a run that fails or is interrupted leaves no empty one behind.
+
+    Raises EffpError where it cannot be written to.
+    """
+    new = [place for place in (path, *path.parents) if not place.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise EffpError("the output folder cannot be made", where=str(path), seen=error.strerror) from error
     if not os.access(path, os.W_OK):
         raise EffpError("the output folder cannot be written to", where=str(path))
+    atexit.register(_drop_empty, [place.absolute() for place in new])
     return path
+
+
+def _drop_empty(places: list[Path]) -> None:
+    for place in places:
+        with contextlib.suppress(OSError):  # it holds something, or is gone
+            place.rmdir()
 
 
 def prune_into(out: Path, opened: Opened, onnx: OnnxOptions | None, step: Step, **options: Any) -> Written:
