@@ -27,11 +27,12 @@ class TCFP:
         keep channel c if |gamma_c| >= t
 
     The pruning loss, alpha and the reference of each group are those of `Session`, so that the two differ by nothing
-    but one session against two. Difference: t is the lowest at which both targets are met, for the loss leaves the
-    network near the targets and not under them.
+    but one session against two. Differences: gammas alone decide here, so the loss presses six times as far (small
+    SSD, one seed, half the FLOPs: mAP 58.3 with a drift of 0.3, 55.6 with the 0.05 of `Session`); and t is the lowest
+    at which both targets are met, for the loss leaves the network near the targets and not under them.
     """
 
-    drift: float = Options.drift
+    drift: float = 0.3
 
     def __call__(self, model: nn.Module, trainer: Trainer, budget: Budget) -> Outcome:
         problem = pose(model, trainer, budget)

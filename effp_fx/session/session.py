@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from effp_fx.errors import SessionError
 from effp_fx.groups import Keep
 from effp_fx.schedule import Schedule
 from effp_fx.session import checks, state
+from effp_fx.session.free_memory import free_memory
 from effp_fx.session.history import Update, kept_by_group
 from effp_fx.session.holding import Holder
 from effp_fx.session.options import Options
@@ -108,7 +108,7 @@ class Session:
             self.analysis, self._network, self._tensors, self.options.importance, self._pressure.magnitudes
         )
         del traced
-        gc.collect()  # graphs are cycles, and hold the copies of the model that were tried on
+        free_memory()  # graphs are cycles, and hold the copies of the model that were tried on
         self._holder = Holder(self.analysis, self._tensors)
         self.step = 0
         self.history: list[Update] = []
