@@ -41,14 +41,14 @@ def copied(model: nn.Module, memo: Memo | None = None) -> nn.Module:
 
 def _value(value: Any, memo: Memo) -> Any:
     kind: Any = type(value)
-    if kind in _CONSTANT:
+    if kind in _CONSTANT or (kind is tuple and all(type(item) in _CONSTANT for item in value)):
         return value
     if id(value) in memo:
         return memo[id(value)]
-    if isinstance(value, nn.Module) and _is_plain(kind):
-        return _module(value, memo)
     if kind in _CONTAINERS and not getattr(value, "__dict__", None):
         return _container(value, memo)
+    if isinstance(value, nn.Module) and _is_plain(kind):
+        return _module(value, memo)
     for leaf in [value] if isinstance(value, Tensor) else pytree.tree_leaves(value):
         if isinstance(leaf, Tensor) and not leaf.is_leaf:
             memo.setdefault(id(leaf), leaf.detach().clone())
@@ -58,12 +58,15 @@ def _value(value: Any, memo: Memo) -> Any:
 def _module(module: nn.Module, memo: Memo) -> nn.Module:
     twin: Any = object.__new__(type(module))
     memo[id(module)] = twin
-    twin.__setstate__({name: _value(item, memo) for name, item in module.__getstate__().items()})
+    state = module.__getstate__()
+    twin.__setstate__({name: item if type(item) in _CONSTANT else _value(item, memo) for name, item in state.items()})
     return twin  # type: ignore[no-any-return]
 
 
 def _container(value: Any, memo: Memo) -> Any:
     twin = memo[id(value)] = type(value)()
+    if not value:  # most of a module's are: its hooks
+        return twin
     if isinstance(value, list):
         twin.extend(_value(item, memo) for item in value)
     elif isinstance(value, set):
