@@ -5,7 +5,7 @@
     python -m benchmarks.latency_ratio --models ultralytics:yolov8n.yaml --rounds 20 --threads 1
 
 Each model is pruned to half its FLOPs with channel counts rounded to 1, 8 and 16, and with importance divided by the
-memory that a channel saves in place of its FLOPs; each is exported up to its raw heads.
+memory or the time that a channel saves in place of its FLOPs; each is exported up to its raw heads.
 All networks of a model are timed in one run, in turns, once for each number of threads; what is compared are medians. A
 plan that cuts the FLOPs to a share s and the time to a share t has the ratio t / s: 1 is a cut that shows in full.
 
@@ -26,9 +26,11 @@ import torch
 from torch import nn
 
 import effp_fx
-from benchmarks import machine
+from benchmarks import machine, readme
 from effp_fx import atomic_file, models
+from effp_fx.cost import latency, register_cost
 from effp_fx.evaluate.latency import interleaved, onnx_call
+from effp_fx.evaluate.layer_times import layer_seconds
 from effp_fx.export import export_onnx
 from effp_fx.export.tensorrt import check_tensorrt
 from effp_fx.models.randomise import randomise
@@ -37,13 +39,17 @@ SPECS = (
     "effp:ssd300_vgg16_bn",
     "ultralytics:yolov8n.yaml",
     "torchvision:ssdlite320_mobilenet_v3_large",
+    "torchvision:fcos_resnet50_fpn?min_size=320&max_size=320",
 )
+LATENCY = "latency"
+"""The cost from a table of this model's own layers, timed here."""
 NETWORKS: dict[str, dict[str, Any]] = {
     "round_to=1": {"round_to": 1},
     "round_to=8": {"round_to": 8},
     "round_to=16": {"round_to": 16},
     "round_to=8, memory": {"round_to": 8, "cost": "memory"},
     "round_to=16, memory": {"round_to": 16, "cost": "memory"},
+    "round_to=8, latency": {"round_to": 8, "cost": LATENCY},
 }
 """Options of `prune`, by the name in the table."""
 THREADS = (1, 2)
@@ -73,7 +79,11 @@ def exported(spec: str, root: Path, networks: list[str]) -> tuple[Path, dict[str
         say(f"{spec}: {name}")
         network: nn.Module = built.model
         if name != DENSE:
-            network = effp_fx.prune(built.model, built.given, target_flops=TARGET, **NETWORKS[name])
+            options = NETWORKS[name]
+            if options.get("cost") == LATENCY:
+                options = options | {"cost": f"{LATENCY} of {spec}"}
+                register_cost(options["cost"], latency(layer_seconds(built.model.eval(), built.example())))
+            network = effp_fx.prune(built.model, built.given, target_flops=TARGET, **options)
         export_onnx(network, folder / f"{name}.onnx", built.given)
         flops[name] = 2.0 * sum(node.macs for node in check_tensorrt(folder / f"{name}.onnx").nodes)
         atomic_file.write(listed, json.dumps(flops).encode())
@@ -111,6 +121,7 @@ def page(data: Run) -> str:
         "networks of a model in turns in one run; medians, the middle half in brackets. *Ratio* is time kept over",
         f"FLOPs kept: 1.00 is a cut that shows in full. With the best of them it is to be at most {BOUND:.2f}.",
         '*memory*: `prune(cost="memory")`, importance over the bytes that layers write; the target is the same.',
+        '*latency*: `prune(cost="latency")`, over the time that each layer of the dense network takes in PyTorch.',
         "Where two threads take longer than one, what is timed is how this machine wakes its threads, not the network.",
         "",
         *(f"- {name}: {value}" for name, value in data["machine"].items()),
@@ -125,6 +136,25 @@ def page(data: Run) -> str:
         for threads in found["times"]:
             lines += [_row(found, name, threads) for name in found["flops"]]
     return "\n".join([*lines, "", *_verdicts(data["models"]), ""])
+
+
+def in_short(models_found: list[Run]) -> str:
+    """The table for the README: on one thread, without rounding and with the best network."""
+    lines = ["| model | FLOPs kept | time kept | with | time kept, `round_to=1` |", "| --- | --: | --: | --- | --: |"]
+    for found in models_found:
+        if "1" not in found["times"]:
+            continue
+        best = min((name for name in found["flops"] if name != DENSE), key=lambda name: _quotient(found, name, "1"))
+        kept, took = ratios(found, best, "1")
+        plain = f"{ratios(found, 'round_to=1', '1')[1]:.3f}" if "round_to=1" in found["flops"] else "-"
+        name = found["model"].partition(":")[2].partition("?")[0].removesuffix(".yaml")
+        lines.append(f"| {name} | {kept:.3f} | {took:.3f} | {best} | {plain} |")
+    return "\n".join(lines)
+
+
+def _quotient(found: Run, name: str, threads: str) -> float:
+    kept, took = ratios(found, name, threads)
+    return took / kept
 
 
 def _row(found: Run, name: str, threads: str) -> str:
@@ -142,7 +172,7 @@ def _verdicts(models_found: list[Run]) -> list[str]:
     for found in models_found:
         for threads in found["times"]:
             names = [name for name in found["flops"] if name != DENSE]
-            quotients = {name: ratios(found, name, threads)[1] / ratios(found, name, threads)[0] for name in names}
+            quotients = {name: _quotient(found, name, threads) for name in names}
             best = min(quotients, key=lambda name: quotients[name])
             word = "met" if quotients[best] <= BOUND else "not met"
             lines.append(f"- {found['model']}, {threads} threads: best {quotients[best]:.2f} with {best}; {word}.")
@@ -192,6 +222,7 @@ def _write(out: Path, kept: list[Run]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     atomic_file.write(out / "latency.json", (json.dumps(data, indent=1) + "\n").encode())
     atomic_file.write(out / "latency.md", page(data).encode())
+    readme.put(out.parent, "latency", in_short(kept))
 
 
 if __name__ == "__main__":

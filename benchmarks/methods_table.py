@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine
+from benchmarks import machine, readme
 from effp_fx.report.grid_report import GridReport, GridRow, grid_json, grid_pictures, grid_rows, spread
 
 LEGEND = """\
@@ -38,6 +38,24 @@ def write(
     for name, picture in grid_pictures(found).items():
         (folder / f"methods_{name}.svg").write_text(picture, encoding="utf-8")
     (folder / "methods.md").write_text(page(found, shorter, cells, scenes, facts), encoding="utf-8")
+    readme.put(folder.parent, "methods", in_short(found))
+
+
+def in_short(found: GridReport) -> str:
+    """The table for the README: the largest target alone, and the dense net."""
+    rows = grid_rows(found.runs)
+    largest = max((row.target for row in rows if row.target is not None), default=None)
+    shown = sorted((row for row in rows if row.target in (None, largest)), key=_map, reverse=True)
+    lines = [
+        "| method | mAP@.5 | mAP@[.5:.95] | seeds | CPU, min |",
+        "| --- | --: | --: | --: | --: |",
+    ]
+    for row in shown:
+        scores = spread(row, lambda run: run.map50), spread(row, lambda run: run.map)
+        name = f"**{row.method}**" if row.method == "effp" else row.method
+        cells = [name, *scores, str(len(row.runs)), _minutes(row)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def page(found: GridReport, shorter: GridReport, cells: int, scenes: Mapping[str, Any], facts: dict[str, str]) -> str:
@@ -97,6 +115,10 @@ def _map(row: GridRow) -> float:
     return row.mean(lambda run: run.map)
 
 
+def _minutes(row: GridRow) -> str:
+    return f"{row.mean(lambda run: run.cpu_seconds) / 60:.1f}"
+
+
 def _markdown(rows: list[GridRow]) -> str:
     lines = [
         "| | FLOPs | params | mAP@.5 | mAP@[.5:.95] | seeds | CPU, min | latency, ms |",
@@ -106,7 +128,6 @@ def _markdown(rows: list[GridRow]) -> str:
         flops, params = (row.mean(lambda run, kind=kind: getattr(run, kind)) for kind in ("flops", "params"))
         time = "" if row.milliseconds is None else f"{row.milliseconds:.2f}"
         scores = spread(row, lambda run: run.map50), spread(row, lambda run: run.map)
-        minutes = f"{row.mean(lambda run: run.cpu_seconds) / 60:.1f}"
-        cells = [row.method, f"{flops:.3f}", f"{params:.3f}", *scores, str(len(row.runs)), minutes, time]
+        cells = [row.method, f"{flops:.3f}", f"{params:.3f}", *scores, str(len(row.runs)), _minutes(row), time]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

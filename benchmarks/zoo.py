@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks import isolated, machine, torch_pruning_rival, zoo_table
+from benchmarks import isolated, machine, readme, torch_pruning_rival, zoo_table
 from benchmarks.zoo_models import ZooModel, zoo
 
 PARTS = ("ours", "nothing", "recipe")  # ours, then Torch-Pruning told nothing, then told the recipe of its examples
@@ -99,9 +99,7 @@ def write(done: Parts, models: list[ZooModel], folder: Path) -> None:
     results.mkdir(parents=True, exist_ok=True)
     (results / "zoo.json").write_text(json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n", encoding="utf-8")
     (folder / "zoo.md").write_text(zoo_table.page(facts, rows), encoding="utf-8")
-    readme = folder.parent / "README.md"
-    if readme.exists():
-        readme.write_text(zoo_table.into_readme(readme.read_text(encoding="utf-8"), rows), encoding="utf-8")
+    readme.put(folder, "zoo", zoo_table.in_short(rows))
 
 
 def main() -> None:

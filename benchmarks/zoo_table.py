@@ -45,13 +45,9 @@ def page(facts: dict[str, str], rows: list[Row]) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def into_readme(readme: str, rows: list[Row]) -> str:
-    """The README with the table in short between its two marks; as it was where it has none."""
-    before, begin, rest = readme.partition("<!-- zoo:begin -->")
-    _, end, after = rest.partition("<!-- zoo:end -->")
-    if not (begin and end):
-        return readme
-    return f"{before}{begin}\n\n{summary([row for row in rows if _measured(row)])}\n\n{end}{after}"
+def in_short(rows: list[Row]) -> str:
+    """The table for the README."""
+    return summary([row for row in rows if _measured(row)])
 
 
 def summary(rows: list[Row]) -> str:

@@ -34,7 +34,8 @@ class OTO:
     the groups of least norm per cost go as well if they are not; the rest of it trains what is left, unpenalised.
     """
 
-    strength: float = 0.3
+    strength: float = 0.03
+    """Ten times as much took half of the small SSD's mAP (one seed, half the FLOPs: 59.7 and 29.5)."""
     epsilon: float = 0.0
     """eps, of the half-space."""
     middle: float = 0.4

@@ -30,7 +30,8 @@ class Slimming:
     Coupled gammas count with their mean; channels without one by the norm of their filters.
     """
 
-    pressure: float = 0.3
+    pressure: float = 0.03
+    """Ten times as much cost the small SSD three points of mAP (one seed, half the FLOPs: 55.1 and 51.9)."""
 
     def __call__(self, model: nn.Module, trainer: Trainer, budget: Budget) -> Outcome:
         problem = pose(model, trainer, budget)
