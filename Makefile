@@ -29,7 +29,7 @@ demo: $(VENV)/.base  ## draw scenes, train a small SSD to half its FLOPs and par
 test: check  ## check, then every test but the long ones
 	$(BIN)/python -m pytest $(WORKERS) -m 'not long' $(PYTEST_ARGS)
 
-test-long: $(VENV)/.dev  ## the tests that train in other tools to the end, in several processes (ten minutes)
+test-long: $(VENV)/.dev  ## the tests that take minutes each: other tools to the end, several processes, large networks (a quarter of an hour)
 	$(BIN)/python -m pytest $(WORKERS) -m long $(PYTEST_ARGS)
 
 check: $(VENV)/.dev  ## contracts, lint, types; no test is run

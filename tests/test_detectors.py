@@ -203,6 +203,7 @@ def leaves(model: nn.Module, path: str) -> list[nn.Module]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("spec", SSD300S)
 def test_ssd300_is_pruned_to_half_and_trains(spec: str) -> None:
     built = seeded(spec)

@@ -54,7 +54,7 @@ def test_a_scale_is_taken_out_and_a_state_goes_on() -> None:
     assert torch.allclose(one.state_dict()["memory"][1], scaled.state_dict()["memory"][1], rtol=1e-5)
 
 
-@pytest.mark.parametrize("rate", [0.02, 0.005])
+@pytest.mark.parametrize("rate", [0.02, pytest.param(0.005, marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     "make",
     [

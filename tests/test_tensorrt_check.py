@@ -145,6 +145,7 @@ def export(folder: Path, name: str, opset: int) -> TensorRTReport:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_ssd300_is_right_at_opset_17_and_silently_wrong_at_18(tmp_path: Path) -> None:
     name = "torchvision:ssd300_vgg16"
     good, bad = export(tmp_path, name, 17), export(tmp_path, name, 18)
