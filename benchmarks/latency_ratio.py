@@ -10,12 +10,13 @@ All networks of a model are timed in one run, in turns, once for each number of 
 plan that cuts the FLOPs to a share s and the time to a share t has the ratio t / s: 1 is a cut that shows in full.
 
 Files are kept, and so is each run as soon as it is over: what was cut off goes on where it stopped, `--again` times
-everything anew.
+the models anew; others that were timed before stay in the page, each with its date.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import sys
 import time
@@ -175,7 +176,8 @@ def _verdicts(models_found: list[Run]) -> list[str]:
             quotients = {name: _quotient(found, name, threads) for name in names}
             best = min(quotients, key=lambda name: quotients[name])
             word = "met" if quotients[best] <= BOUND else "not met"
-            lines.append(f"- {found['model']}, {threads} threads: best {quotients[best]:.2f} with {best}; {word}.")
+            measured = f"- {found['model']}, {threads} threads, {found['date']}"
+            lines.append(f"{measured}: best {quotients[best]:.2f} with {best}; {word}.")
     return lines
 
 
@@ -184,15 +186,17 @@ def main() -> None:
     options = _options()
     stored = options.out / "latency.json"
     kept: list[Run] = []
-    if stored.is_file() and not options.again:
+    if stored.is_file():
         kept = json.loads(stored.read_text(encoding="utf-8"))["models"]
+    if options.again:
+        kept = [run for run in kept if run["model"] not in options.models]
     for spec in options.models:
         folder, flops = exported(spec, options.files, options.networks)
         if options.prepare:
             continue
         found = next((run for run in kept if run["model"] == spec and run["flops"] == flops), None)
         if found is None:
-            found = {"model": spec, "flops": flops, "times": {}}
+            found = {"model": spec, "date": datetime.date.today().isoformat(), "flops": flops, "times": {}}
             kept = [run for run in kept if run["model"] != spec] + [found]
         for threads in options.threads:
             if str(threads) in found["times"]:
@@ -210,13 +214,14 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--most-seconds", type=float, default=90.0, help="of one run; five rounds are run in any case")
     parser.add_argument("--prepare", action="store_true", help="prune and export, and time nothing")
-    parser.add_argument("--again", action="store_true", help="time what is there already too")
+    parser.add_argument("--again", action="store_true", help="time the models anew that are there already")
     parser.add_argument("--files", type=Path, default=ROOT / "build" / "latency", help="folder of the ONNX files")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results", help="folder of latency.md and .json")
     return parser.parse_args()
 
 
 def _write(out: Path, kept: list[Run]) -> None:
+    kept = sorted(kept, key=lambda run: run["model"])
     facts = machine.describe(("torch", "onnxruntime", "ultralytics"))
     data = {"machine": facts | {"command": "python -m benchmarks.latency_ratio"}, "models": kept}
     out.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,8 @@ def in_short(found: GridReport) -> str:
         name = f"**{row.method}**" if row.method == "effp" else row.method
         cells = [name, *scores, str(len(row.runs)), _minutes(row)]
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    own = [row for row in rows if row.target == largest and largest is not None]
+    return "\n".join([*lines, "", verdict(own, largest or 1.0)])
 
 
 def page(found: GridReport, shorter: GridReport, cells: int, scenes: Mapping[str, Any], facts: dict[str, str]) -> str:
@@ -86,12 +88,22 @@ def page(found: GridReport, shorter: GridReport, cells: int, scenes: Mapping[str
 
 
 def verdict(rows: list[GridRow], target: float) -> str:
-    """Where EFFP stands among all."""
+    """Where EFFP stands among all: each is compared on the seeds that both have."""
     effp = next((row for row in rows if row.method == "effp"), None)
     if effp is None:
         return ""
-    better = [row.method for row in rows if _map(row) > _map(effp)]
-    return f"At {target:g} EFFP is first." if not better else f"At {target:g} ahead of EFFP: {', '.join(better)}."
+    gaps = {row.method: _gap(row, effp) for row in rows if row is not effp}
+    better = [f"{name} (+{100 * gap:.1f})" for name, gap in gaps.items() if gap is not None and gap > 0]
+    if not better:
+        return f"At {target:g} EFFP is first."
+    return f"At {target:g} ahead of EFFP, in points of mAP over the seeds that both have: {', '.join(better)}."
+
+
+def _gap(row: GridRow, other: GridRow) -> float | None:
+    """How far a row's mAP is above another's over the seeds that both have; None where they share none."""
+    one, two = ({run.seed: run.map for run in of.runs} for of in (row, other))
+    shared = one.keys() & two.keys()
+    return statistics.mean(one[seed] - two[seed] for seed in shared) if shared else None
 
 
 def claims(rows: list[GridRow], brief: list[GridRow], epochs: int, fewer: int) -> str:
@@ -105,9 +117,10 @@ def claims(rows: list[GridRow], brief: list[GridRow], epochs: int, fewer: int) -
     tcfp = by_name["tcfp"]
     lines = ["| EFFP against TCFP | epochs | mAP, points | training time |", "| --- | --: | --: | --: |"]
     for row, many in [(by_name["effp"], epochs), *((row, fewer) for row in brief)]:
-        gain = 100 * (_map(row) - _map(tcfp))
+        gap = _gap(row, tcfp)
+        gain = "-" if gap is None else f"{100 * gap:+.2f}"
         time = row.mean(lambda run: run.cpu_seconds) / tcfp.mean(lambda run: run.cpu_seconds) - 1
-        lines.append(f"| here | {many} against {epochs} | {gain:+.2f} | {100 * time:+.0f} % |")
+        lines.append(f"| here | {many} against {epochs} | {gain} | {100 * time:+.0f} % |")
     return "\n".join([*lines, f"| in the paper | - | {PAPER['map']} | {PAPER['time']} |"])
 
 

@@ -284,3 +284,13 @@ def test_hook_and_own_term_press_alike() -> None:
     for _ in train(other, second, range(4)):
         continue
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_nothing_is_kept_aside_once_nothing_can_come_back() -> None:
+    model = net()
+    optimizer = sgd(model)
+    session = attached(model, optimizer)
+    for _ in train(model, optimizer, range(STEPS)):
+        aside = session.state_dict()["aside"]
+        assert bool(aside) == (bool(session.history) and not session.frozen and not session.keep.all())
+    assert session.frozen and not session.keep.all()

@@ -37,14 +37,17 @@ class Holder:
     def __post_init__(self) -> None:
         self.off = np.zeros(self.analysis.channels, dtype=np.bool_)
 
-    def hold(self, off: Keep, states: States) -> None:
-        """Put the channels of `off` (K) aside and zero them. Nothing may be held before: `release` first."""
+    def hold(self, off: Keep, states: States, *, forever: bool = False) -> None:
+        """Put the channels of `off` (K) aside and zero them. Nothing may be held before: `release` first.
+
+        With `forever` nothing is put aside, for nothing of it will come back.
+        """
         if self.off.any():
             raise AssertionError("channels are held already")
         self.off = off.copy()
         self._rows = dict(self._indices())
         with torch.no_grad():
-            for (name, dim), rows in self._rows.items():
+            for (name, dim), rows in ({} if forever else self._rows).items():
                 for kind, value in self._slots(name, states):
                     self.aside[name, dim, kind] = value.index_select(dim, rows)
             # Only when all is put aside: a tensor with two such dimensions has entries in both.

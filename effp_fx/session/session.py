@@ -280,7 +280,7 @@ class Session:
             seed = self.options.seed + self.step
             off = ~select(self.analysis, self.targets, scores, ~before, share, self.options.regrow_by, seed)
         finally:  # whatever goes wrong in the choice, what was held is held again
-            self._holder.hold(off, states)
+            self._holder.hold(off, states, forever=self.frozen)
         self._record(before, off, share, loss)
 
     def _check_unchanged(self) -> None:
