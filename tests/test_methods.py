@@ -356,8 +356,8 @@ def test_oto_adds_the_gradient_of_the_norms_and_projects_what_turned_round() -> 
     weight, bias = (model.get_parameter(name).detach() for name in names)
     norms = torch.cat([weight.flatten(1), bias[:, None]], 1).norm(dim=1)
     penalty = model.get_parameter("plain.bias").grad - before["plain.bias"]  # type: ignore[operator]
-    assert rider.length is not None
-    torch.testing.assert_close(penalty, 0.5 * rider.length * bias / norms)
+    assert rider.shrinking.length is not None
+    torch.testing.assert_close(penalty, 0.5 * rider.shrinking.length * bias / norms)
     rider.step = 2  # phase 2
     rider.before_step()
     with torch.no_grad():

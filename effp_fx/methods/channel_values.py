@@ -29,16 +29,6 @@ def scales(analysis: Analysis) -> list[Place]:
     return found
 
 
-def owned(analysis: Analysis) -> list[Place]:
-    """All that hands channels out and can be trained: filters, biases, gammas, betas (OTO's zero-invariant groups)."""
-    return [
-        (name, dim)
-        for name, dims in analysis.tensors.items()
-        if dims.is_parameter
-        for dim in sorted(dims.masked - dims.reading)
-    ]
-
-
 def readers(analysis: Analysis) -> list[Place]:
     """The weights that read channels."""
     found = [(part.tensor, part.dim) for group in analysis.groups for part in group.slices if part.role == "in"]

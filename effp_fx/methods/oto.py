@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from effp_fx.groups import Analysis, Keep
 from effp_fx.importance import Floats, Place, summed
 from effp_fx.methods.base import Budget, Outcome, Trainer
-from effp_fx.methods.channel_values import owned
 from effp_fx.methods.problem import Problem, pose
-from effp_fx.methods.ride import Mask, Ride, mean_over_time
+from effp_fx.methods.ride import Mask, Ride
+from effp_fx.session.shrinking import Shrinking
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,11 @@ class HalfSpace(Ride):
         super().__init__(problem, optimizer, total_steps)
         self.options = options
         self.mask = Mask(problem, optimizer)
-        self.places = owned(problem.analysis)
+        self.shrinking = Shrinking(problem.analysis, self.tensors, options.strength)
+        self.places = self.shrinking.places
         self.own = {name: self.tensors[name].detach() for name, _ in self.places}
         self.projected = 0
         """Channels that the half-space took."""
-        self.length: float | None = None
-        """Running mean of ||dloss/dx_g||."""
         self.before: dict[str, Tensor] = {}
         self.middle, self.end = max(int(options.middle * total_steps), 1), max(int(options.end * total_steps), 2)
         ladder = problem.ladder(np.zeros(problem.analysis.channels))
@@ -77,7 +76,7 @@ class HalfSpace(Ride):
         """Add lambda * x_g / ||x_g||, and remember x in phase 2."""
         if self.step >= self.end:
             return
-        self._penalise()
+        self.shrinking.press(self.mask.keep)
         if self.step >= self.middle:
             self.before = {name: value.clone() for name, value in self.own.items()}
 
@@ -89,28 +88,9 @@ class HalfSpace(Ride):
             self._project()
             self.before = {}
         if self.step == self.end:
-            norms = np.sqrt(inner(self.problem.analysis, self.places, self.own, self.own))
-            keep = self.problem.choose(norms)
+            keep = self.problem.choose(self.shrinking.norms())
             self.mask.release()
             self.mask.hold(keep)
-
-    def _penalise(self) -> None:
-        analysis = self.problem.analysis
-        slopes = {name: grad for name in self.own if (grad := self.tensors[name].grad) is not None}
-        norms = np.sqrt(inner(analysis, self.places, self.own, self.own))
-        alive = self.mask.keep & (norms > 0)
-        if not slopes or not alive.any():
-            return
-        lengths = np.sqrt(inner(analysis, self.places, slopes, slopes))
-        self.length = mean_over_time(self.length, float(lengths[alive].mean()))
-        weight = np.where(alive, self.options.strength * self.length / np.maximum(norms, 1e-12), 0.0)
-        for name, dim in self.places:
-            if name not in slopes:
-                continue
-            value, channels = self.own[name], analysis.tensors[name].dims[dim]
-            shape = [-1 if axis == dim else 1 for axis in range(value.dim())]
-            factor = torch.from_numpy(np.append(weight, 0.0)[channels]).to(value).reshape(shape)
-            slopes[name].addcmul_(value, factor)
 
     def _project(self) -> None:
         analysis = self.problem.analysis
@@ -136,9 +116,9 @@ class HalfSpace(Ride):
 
     def own_state(self) -> dict[str, Any]:
         """The mask and the running mean."""
-        return {"mask": self.mask.state_dict(), "length": self.length, "projected": self.projected}
+        return {"mask": self.mask.state_dict(), "length": self.shrinking.length, "projected": self.projected}
 
     def load_own_state(self, saved: dict[str, Any]) -> None:
         """Take them over."""
         self.mask.load_state_dict(saved["mask"])
-        self.length, self.projected = saved["length"], saved["projected"]
+        self.shrinking.length, self.projected = saved["length"], saved["projected"]

@@ -24,6 +24,7 @@ from effp_fx.session.pressure import prepared
 from effp_fx.session.ranking import Ranking
 from effp_fx.session.rehearsal import rehearse
 from effp_fx.session.selection import select
+from effp_fx.session.shrinking import Shrinking
 from effp_fx.subject import network_of, rewrapped, unwrapped
 from effp_fx.tracing import Progress
 
@@ -52,7 +53,7 @@ class Session:
         ignore: modules, names or globs whose own channels stay.
         groups: an edited groups file.
         progress: called with a line before each long step of the analysis.
-        options: alpha, drift, threshold, importance, regrow_by, seed: see `Options`.
+        options: alpha, drift, threshold, importance, regrow_by, shrink, seed: see `Options`.
 
     Raises:
         SessionError: optimizer, model, steps or options do not fit together; nothing is changed.
@@ -107,6 +108,7 @@ class Session:
         self._ranking = Ranking(
             self.analysis, self._network, self._tensors, self.options.importance, self._pressure.magnitudes
         )
+        self._shrinking = Shrinking(self.analysis, self._tensors, self.options.shrink) if self.options.shrink else None
         del traced
         free_memory()  # graphs are cycles, and hold the copies of the model that were tried on
         self._holder = Holder(self.analysis, self._tensors)
@@ -201,6 +203,7 @@ class Session:
             "aside": state.packed(self._holder.aside),
             "ranking": self._ranking.state_dict(),
             "pressure": self._pressure.state_dict(),
+            "shrinking": None if self._shrinking is None else self._shrinking.length,
             "history": [update.to_dict() for update in self.history],
         }
 
@@ -215,6 +218,8 @@ class Session:
         self._holder.zero()  # what was loaded beside it may be a moving average, which forgets slowly
         self._ranking.load_state_dict(saved["ranking"])
         self._pressure.load_state_dict(saved["pressure"])
+        if self._shrinking is not None:
+            self._shrinking.length = saved["shrinking"]
         self.history[:] = [Update(**update) for update in saved["history"]]
 
     def _about(self) -> dict[str, Any]:
@@ -250,6 +255,8 @@ class Session:
         if not self.frozen:  # before the pruning loss adds a gradient of its own
             self._ranking.observe(self.keep, scale)
         self._pressure.press(scale, self.step, silent=self.frozen)
+        if self._shrinking is not None and not self.frozen:
+            self._shrinking.press(self.keep, scale)
 
     def _after_step(self, *_: Any) -> None:
         if checks.skipped(self._optimizer):

@@ -16,8 +16,8 @@ from effp_fx.lowering import Targets
 from effp_fx.schedule import Schedule
 from effp_fx.session.holding import Slot
 
-VERSION = 3
-_KEYS = {"version", "about", "step", "off", "aside", "ranking", "pressure", "history"}
+VERSION = 4
+_KEYS = {"version", "about", "step", "off", "aside", "ranking", "pressure", "shrinking", "history"}
 
 
 def about(analysis: Analysis, targets: Targets, schedule: Schedule) -> dict[str, Any]:

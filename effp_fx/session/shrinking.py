@@ -1,0 +1,81 @@
+"""Shrinks whole channels while they may still be pruned: the group penalty of OTO (Chen et al. 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from effp_fx.groups import Analysis, Keep
+from effp_fx.importance import Floats, Place, summed
+
+_MEMORY = 0.9
+"""How much of the running mean a step leaves in place."""
+
+
+def owned(analysis: Analysis) -> list[Place]:
+    """All that hands channels out and can be trained: filters, biases, gammas, betas (OTO's zero-invariant groups)."""
+    return [
+        (name, dim)
+        for name, dims in analysis.tensors.items()
+        if dims.is_parameter
+        for dim in sorted(dims.masked - dims.reading)
+    ]
+
+
+class Shrinking:
+    """Adds the gradient of lambda * sum_c ||x_c||_2, with x_c all weights that hand channel c out.
+
+    lambda is (ours) at every step the one at which that gradient of a channel is `strength` times as long as the
+    network's, on the mean of all channels: it neither grows nor fades with the loss.
+
+    Args:
+        analysis: the channel groups.
+        tensors: the user's own parameters by name.
+        strength: 0 or more.
+    """
+
+    def __init__(self, analysis: Analysis, tensors: Mapping[str, Tensor], strength: float) -> None:
+        self.places = owned(analysis)
+        self.weights = {name: tensors[name] for name, _ in self.places}
+        self.length: float | None = None
+        """Running mean of the length of the network's gradient by a channel's weights."""
+        self._analysis, self._strength = analysis, strength
+
+    def norms(self) -> Floats:
+        """||x_c||_2 of each channel (K)."""
+        return self._lengths({name: value.detach() for name, value in self.weights.items()})
+
+    @torch.no_grad()
+    def press(self, alive: Keep, scale: Tensor | None = None) -> None:
+        """Add to the gradients that are there.
+
+        Args:
+            alive: (K) True where a channel is on.
+            scale: by what a GradScaler has multiplied all gradients; None: by nothing.
+        """
+        slopes = {name: value.grad for name, value in self.weights.items() if value.grad is not None}
+        norms = self.norms()
+        alive = alive & (norms > 0)
+        if not slopes or not alive.any():
+            return
+        by = 1.0 if scale is None else float(scale)
+        length = float(self._lengths(slopes)[alive].mean()) / by
+        if not np.isfinite(length):  # a GradScaler will leave this step out
+            return
+        self.length = length if self.length is None else _MEMORY * self.length + (1 - _MEMORY) * length
+        weight = np.where(alive, by * self._strength * self.length / np.maximum(norms, 1e-12), 0.0)
+        for name, dim in self.places:
+            if name not in slopes:
+                continue
+            value = self.weights[name].detach()
+            shape = [-1 if axis == dim else 1 for axis in range(value.dim())]
+            factor = torch.from_numpy(np.append(weight, 0.0)[self._analysis.tensors[name].dims[dim]])
+            slopes[name].addcmul_(value.to(slopes[name]), factor.to(slopes[name]).reshape(shape))
+
+    def _lengths(self, values: Mapping[str, Tensor]) -> Floats:
+        squares = {name: value.square() for name, value in values.items()}
+        found: Floats = np.sqrt(summed(self._analysis, self.places, squares)[0])
+        return found
