@@ -45,7 +45,7 @@ def write(
 def in_short(found: GridReport) -> str:
     """The table for the README: the largest target alone, and the dense net."""
     rows = grid_rows(found.runs)
-    largest = max((row.target for row in rows if row.target is not None), default=None)
+    largest = max((row.target for row in rows if row.target is not None), default=1.0)
     shown = sorted((row for row in rows if row.target in (None, largest)), key=_map, reverse=True)
     lines = [
         "| method | mAP@.5 | mAP@[.5:.95] | seeds | CPU, min |",
@@ -56,8 +56,7 @@ def in_short(found: GridReport) -> str:
         name = f"**{row.method}**" if row.method == "effp" else row.method
         cells = [name, *scores, str(len(row.runs)), _minutes(row)]
         lines.append("| " + " | ".join(cells) + " |")
-    own = [row for row in rows if row.target == largest and largest is not None]
-    return "\n".join([*lines, "", verdict(own, largest or 1.0)])
+    return "\n".join([*lines, "", verdict([row for row in rows if row.target == largest], largest)])
 
 
 def page(found: GridReport, shorter: GridReport, cells: int, scenes: Mapping[str, Any], facts: dict[str, str]) -> str:
