@@ -176,7 +176,8 @@ def _verdicts(models_found: list[Run]) -> list[str]:
             quotients = {name: _quotient(found, name, threads) for name in names}
             best = min(quotients, key=lambda name: quotients[name])
             word = "met" if quotients[best] <= BOUND else "not met"
-            measured = f"- {found['model']}, {threads} threads, {found['date']}"
+            plural = "" if threads == "1" else "s"
+            measured = f"- {found['model']}, {threads} thread{plural}, {found['date']}"
             lines.append(f"{measured}: best {quotients[best]:.2f} with {best}; {word}.")
     return lines
 

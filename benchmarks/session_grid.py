@@ -30,6 +30,7 @@ ABLATIONS: dict[str, list[dict[str, Any]]] = {
     "alpha": [{"alpha": value} for value in (0.1, 10.0)],
     "threshold": [{"threshold": value} for value in (0.001, 0.1)],
     "schedule": [{"start": 0.02, "end": 0.25}, {"start": 0.05, "end": 0.75}, {"start": 0.25, "end": 0.5}],
+    "shrink": [{"shrink": value} for value in (0.0, 0.01, 0.1)],
     "regrow": [{"regrow": value} for value in (0.3, 0.6)],
     "regrow by": [{"regrow_by": "random"}],
     "importance": [{"importance": "l1"}],

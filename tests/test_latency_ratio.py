@@ -1,5 +1,6 @@
 """The bench of latency: what was made or timed once is not made or timed again, and the page says what was found."""
 
+import datetime
 import json
 import sys
 from pathlib import Path
@@ -31,7 +32,9 @@ def test_runs_are_kept_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(sys, "argv", ["latency_ratio", *options])
     with pytest.raises(KeyboardInterrupt):
         latency_ratio.main()
-    assert "1 threads: best 1.10 with round_to=8; met." in (tmp_path / "latency.md").read_text(encoding="utf-8")
+    day = datetime.date.today().isoformat()
+    page = (tmp_path / "latency.md").read_text(encoding="utf-8")
+    assert f"- effp:net, 1 thread, {day}: best 1.10 with round_to=8; met." in page
     (tmp_path / "calm").touch()
     latency_ratio.main()
     latency_ratio.main()

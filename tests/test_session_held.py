@@ -248,10 +248,10 @@ def slots(session: Session, channels: Any) -> dict[tuple[int, str, int, str], Te
 
 
 def test_the_term_in_the_users_own_loss() -> None:
-    """The hook adds nothing then: gradients are those of the loss that the user wrote."""
+    """The hook adds no pruning loss then: without a group penalty, gradients are those of the loss as it is written."""
     model = net()
     optimizer = sgd(model)
-    session = attached(model, optimizer, alpha=0.3)
+    session = attached(model, optimizer, alpha=0.3, shrink=0.0)
     seen: list[bool] = []
     optimizer.register_step_pre_hook(
         lambda *_: seen.append(all(map(torch.equal, (value.grad for value in model.parameters()), gradients)))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import effp_fx
 from effp_fx.errors import DivergenceError, EffpError, NameNotFoundError, SessionError, TargetError
 from tests.session_run import STEPS, attached, batch, held, net, sgd, train
 from tests.untouched import untouched
@@ -99,6 +100,22 @@ def test_an_optimizer_is_taken_out_of_its_wrapper() -> None:
     for _ in train(model, optimizer, range(2)):
         continue
     assert session.step == 2
+
+
+def test_a_sparse_gradient() -> None:
+    model = nn.Sequential(nn.Embedding(20, 16, sparse=True), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    numbers = torch.arange(10).reshape(2, 5)
+    session = effp_fx.Session(model, optimizer, 60, example_inputs=(numbers,))
+    before = [value.detach().clone() for value in model.parameters()]
+    model(numbers).square().mean().backward()
+    with pytest.raises(SessionError) as caught:
+        optimizer.step()
+    assert "where: 0.weight" in str(caught.value) and "mend it: make the embedding with sparse=False" in str(
+        caught.value
+    )
+    assert all(torch.equal(one, two) for one, two in zip(before, model.parameters(), strict=True))
+    assert session.step == 0
 
 
 def test_a_step_after_the_last() -> None:

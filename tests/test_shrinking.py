@@ -51,7 +51,7 @@ def test_a_session_shrinks_until_its_mask_is_fixed_and_goes_on_where_it_was() ->
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
     plain = net()
     optimizer = sgd(plain)
-    attached(plain, optimizer)
+    attached(plain, optimizer, shrink=0.0)
     for _ in train(plain, optimizer, range(STEPS)):
         continue
     assert any(not torch.equal(value, ends[0][name]) for name, value in plain.state_dict().items())

@@ -89,6 +89,19 @@ def moved_by(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) ->
     return frozenset(name for name, value in tensors.items() if id(value) in moved)
 
 
+def check_dense_gradients(analysis: Analysis, tensors: Mapping[str, Tensor]) -> None:
+    """Raise SessionError where a gradient is sparse: it has no part for each channel."""
+    for name in analysis.tensors:
+        slope = tensors[name].grad
+        if slope is not None and slope.layout != torch.strided:
+            raise SessionError(
+                "a session needs dense gradients",
+                where=name,
+                seen=f"a gradient of layout {slope.layout}",
+                mend="make the embedding with sparse=False",
+            )
+
+
 def check_unchanged(
     known: Mapping[str, Tensor], moved: frozenset[str], model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from effp_fx.groups import Analysis, Channels, Keep
 from effp_fx.importance import Floats
+from effp_fx.session.channel_sums import channel_sums, others, wide
 from effp_fx.sites import sites_of
 
 _MEMORY = 0.99
@@ -58,14 +59,10 @@ class Sensitivity:
         """
         with torch.no_grad():
             found = [(part.channels, _along(self._tensors[part.tensor], part.dim)) for part in self._readings]
-            there = [(channels, slope) for channels, slope in found if slope is not None]
-            if not there:
-                return
-            device = there[0][1].device
-            slopes = torch.cat([slope.to(device) for _, slope in there]).cpu().numpy()  # one transfer, one order
-        channels = np.concatenate([channels for channels, _ in there])
-        own = channels >= 0
-        total = np.bincount(channels[own], slopes[own], len(self.squares)) / (1.0 if scale is None else float(scale))
+        there = [(channels, slope) for channels, slope in found if slope is not None]
+        if not there:
+            return
+        total = channel_sums(there, len(self.squares)) / (1.0 if scale is None else float(scale))
         moved = alive & np.isfinite(total)
         self.squares[moved] += (1 - _MEMORY) * (total[moved] ** 2 - self.squares[moved])
 
@@ -92,7 +89,6 @@ def _along(value: Tensor, dim: int) -> Tensor | None:
     """Value times gradient, summed over all dimensions but one, in float32 at least; None where there is none."""
     if value.grad is None:
         return None
-    wide = torch.promote_types(value.dtype, torch.float32)
-    product = value.to(wide) * value.grad.to(wide)
-    others = [other for other in range(product.dim()) if other != dim]
-    return product.sum(others) if others else product
+    product = value.to(wide(value)) * value.grad.to(wide(value))
+    rest = others(product, dim)
+    return product.sum(rest) if rest else product

@@ -144,7 +144,8 @@ class Session:
     def pruning_loss(self) -> Tensor:
         """alpha * L_prune, to be added to the loss by those who want it there: a float64 scalar.
 
-        From the first call on, the hook adds no gradient of its own.
+        From the first call on, the hook adds no gradient of the pruning loss; that of the group penalty (`shrink`) it
+        still does.
         """
         return self._pressure.term()
 
@@ -250,6 +251,7 @@ class Session:
 
     def _press(self) -> None:
         if not self.step:  # weights may have been loaded, or broadcast, since the session was made
+            checks.check_dense_gradients(self.analysis, self._tensors)
             self._pressure.refer_to_groups(self.analysis)
         scale = getattr(self._optimizer, "grad_scale", None)
         if not self.frozen:  # before the pruning loss adds a gradient of its own

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from effp_fx.groups import Analysis, Keep
-from effp_fx.importance import Floats, Place, summed
+from effp_fx.importance import Floats, Place
+from effp_fx.session.channel_sums import channel_sums, others, wide
 
 _MEMORY = 0.9
 """How much of the running mean a step leaves in place."""
+_TINY = 1e-12
 
 
 def owned(analysis: Analysis) -> list[Place]:
@@ -66,16 +68,28 @@ class Shrinking:
         if not np.isfinite(length):  # a GradScaler will leave this step out
             return
         self.length = length if self.length is None else _MEMORY * self.length + (1 - _MEMORY) * length
-        weight = np.where(alive, by * self._strength * self.length / np.maximum(norms, 1e-12), 0.0)
+        weight = np.where(alive, by * self._strength * self.length / np.maximum(norms, _TINY), 0.0)
+        weights = torch.from_numpy(np.append(weight, 0.0))  # the last is that of no channel, number -1
         for name, dim in self.places:
             if name not in slopes:
                 continue
-            value = self.weights[name].detach()
-            shape = [-1 if axis == dim else 1 for axis in range(value.dim())]
-            factor = torch.from_numpy(np.append(weight, 0.0)[self._analysis.tensors[name].dims[dim]])
-            slopes[name].addcmul_(value.to(slopes[name]), factor.to(slopes[name]).reshape(shape))
+            slope, numbers = slopes[name], torch.from_numpy(self._analysis.tensors[name].dims[dim])
+            shape = [-1 if axis == dim else 1 for axis in range(slope.dim())]
+            slope.addcmul_(self.weights[name].detach().to(slope), weights[numbers].to(slope).reshape(shape))
 
     def _lengths(self, values: Mapping[str, Tensor]) -> Floats:
-        squares = {name: value.square() for name, value in values.items()}
-        found: Floats = np.sqrt(summed(self._analysis, self.places, squares)[0])
+        rows = [
+            (self._analysis.tensors[name].dims[dim], _along(values[name], dim))
+            for name, dim in self.places
+            if name in values
+        ]
+        found: Floats = np.sqrt(channel_sums(rows, self._analysis.channels))
         return found
+
+
+def _along(value: Tensor, dim: int) -> Tensor:
+    """The sum of squares over all dimensions but one."""
+    rest = others(value, dim)
+    if not rest:
+        return value.to(wide(value)).square()
+    return torch.linalg.vector_norm(value, dim=rest, dtype=wide(value)).square()
