@@ -17,7 +17,7 @@ def test_what_is_added_points_away_from_each_channel_with_the_strength_that_was_
     images, labels = batch(0)
     torch.nn.functional.cross_entropy(model(images), labels).backward()
     before, norms = gradients(model), shrinking.norms()
-    shrinking.press(session.keep)
+    shrinking.press(session.keep, 0)
     assert shrinking.length is not None and shrinking.length > 0
     places = dict(shrinking.places)
     for name, gradient in gradients(model).items():
@@ -30,6 +30,26 @@ def test_what_is_added_points_away_from_each_channel_with_the_strength_that_was_
                 added = (gradient - before[name]).select(dim, index)
                 wanted = 0.25 * shrinking.length * value.select(dim, index) / norms[channel]
                 torch.testing.assert_close(added, wanted.to(added), rtol=1e-3, atol=1e-6)
+
+
+def test_the_steps_between_are_made_up_for() -> None:
+    """What is added at every fourth step is four times as long, and nothing is added at the others."""
+    model = net()
+    session = attached(model, sgd(model))
+    images, labels = batch(0)
+    torch.nn.functional.cross_entropy(model(images), labels).backward()
+    before = gradients(model)
+    once, seldom = (Shrinking(session.analysis, dict(model.named_parameters()), 0.25, every=every) for every in (1, 4))
+    seldom.press(session.keep, 3)
+    assert all(torch.equal(value, before[name]) for name, value in gradients(model).items())
+    once.press(session.keep, 3)
+    added = {name: value - before[name] for name, value in gradients(model).items()}
+    for name, value in model.named_parameters():
+        assert value.grad is not None
+        value.grad.copy_(before[name])
+    seldom.press(session.keep, 4)
+    for name, value in gradients(model).items():
+        torch.testing.assert_close(value - before[name], 4 * added[name], rtol=1e-3, atol=1e-6)
 
 
 def test_a_session_shrinks_until_its_mask_is_fixed_and_goes_on_where_it_was() -> None:

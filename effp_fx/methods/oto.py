@@ -76,7 +76,7 @@ class HalfSpace(Ride):
         """Add lambda * x_g / ||x_g||, and remember x in phase 2."""
         if self.step >= self.end:
             return
-        self.shrinking.press(self.mask.keep)
+        self.shrinking.press(self.mask.keep, self.step)
         if self.step >= self.middle:
             self.before = {name: value.clone() for name, value in self.own.items()}
 

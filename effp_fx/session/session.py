@@ -28,6 +28,9 @@ from effp_fx.session.shrinking import Shrinking
 from effp_fx.subject import network_of, rewrapped, unwrapped
 from effp_fx.tracing import Progress
 
+_LAZY = 8
+"""Steps from one with the group penalty to the next: a pass over all filters at each is 5 % of a small YOLO's step."""
+
 
 class Session:
     """One training run in which a model is pruned to its targets: EFFP (Ko, Kang, Kim, AICAS 2024).
@@ -108,7 +111,8 @@ class Session:
         self._ranking = Ranking(
             self.analysis, self._network, self._tensors, self.options.importance, self._pressure.magnitudes
         )
-        self._shrinking = Shrinking(self.analysis, self._tensors, self.options.shrink) if self.options.shrink else None
+        shrink = self.options.shrink
+        self._shrinking = Shrinking(self.analysis, self._tensors, shrink, every=_LAZY) if shrink else None
         del traced
         free_memory()  # graphs are cycles, and hold the copies of the model that were tried on
         self._holder = Holder(self.analysis, self._tensors)
@@ -258,7 +262,7 @@ class Session:
             self._ranking.observe(self.keep, scale)
         self._pressure.press(scale, self.step, silent=self.frozen)
         if self._shrinking is not None and not self.frozen:
-            self._shrinking.press(self.keep, scale)
+            self._shrinking.press(self.keep, self.step, scale)
 
     def _after_step(self, *_: Any) -> None:
         if checks.skipped(self._optimizer):

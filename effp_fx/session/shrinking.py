@@ -13,7 +13,7 @@ from effp_fx.importance import Floats, Place
 from effp_fx.session.channel_sums import channel_sums, others, wide
 
 _MEMORY = 0.9
-"""How much of the running mean a step leaves in place."""
+"""How much of the running mean is left in place each time."""
 _TINY = 1e-12
 
 
@@ -30,6 +30,9 @@ def owned(analysis: Analysis) -> list[Place]:
 class Shrinking:
     """Adds the gradient of lambda * sum_c ||x_c||_2, with x_c all weights that hand channel c out.
 
+    With `every` above 1 it adds the gradient of so many steps at once, as the lazy regularisation of StyleGAN2 does
+    (Karras et al. 2020): the optimizer's momentum spreads it.
+
     lambda is (ours) at every step the one at which that gradient of a channel is `strength` times as long as the
     network's, on the mean of all channels: it neither grows nor fades with the loss.
 
@@ -37,27 +40,31 @@ class Shrinking:
         analysis: the channel groups.
         tensors: the user's own parameters by name.
         strength: 0 or more.
+        every: how many steps lie from one that it adds to, to the next.
     """
 
-    def __init__(self, analysis: Analysis, tensors: Mapping[str, Tensor], strength: float) -> None:
+    def __init__(self, analysis: Analysis, tensors: Mapping[str, Tensor], strength: float, *, every: int = 1) -> None:
         self.places = owned(analysis)
         self.weights = {name: tensors[name] for name, _ in self.places}
         self.length: float | None = None
         """Running mean of the length of the network's gradient by a channel's weights."""
-        self._analysis, self._strength = analysis, strength
+        self._analysis, self._strength, self._every = analysis, every * strength, every
 
     def norms(self) -> Floats:
         """||x_c||_2 of each channel (K)."""
         return self._lengths({name: value.detach() for name, value in self.weights.items()})
 
     @torch.no_grad()
-    def press(self, alive: Keep, scale: Tensor | None = None) -> None:
-        """Add to the gradients that are there.
+    def press(self, alive: Keep, step: int, scale: Tensor | None = None) -> None:
+        """Add to the gradients that are there, where it is time to.
 
         Args:
             alive: (K) True where a channel is on.
+            step: optimizer steps taken so far.
             scale: by what a GradScaler has multiplied all gradients; None: by nothing.
         """
+        if step % self._every:
+            return
         slopes = {name: value.grad for name, value in self.weights.items() if value.grad is not None}
         norms = self.norms()
         alive = alive & (norms > 0)
