@@ -2,7 +2,7 @@
 
 import torch
 
-from effp_fx.session.shrinking import Shrinking
+from effp_fx.session.shrinking import Shrinking, owned
 from tests.session_run import STEPS, attached, batch, net, sgd, train
 
 
@@ -19,7 +19,7 @@ def test_what_is_added_points_away_from_each_channel_with_the_strength_that_was_
     before, norms = gradients(model), shrinking.norms()
     shrinking.press(session.keep, 0)
     assert shrinking.length is not None and shrinking.length > 0
-    places = dict(shrinking.places)
+    places = dict(owned(session.analysis))
     for name, gradient in gradients(model).items():
         if name not in places:
             assert torch.equal(gradient, before[name])

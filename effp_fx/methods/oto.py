@@ -15,7 +15,7 @@ from effp_fx.importance import Floats, Place, summed
 from effp_fx.methods.base import Budget, Outcome, Trainer
 from effp_fx.methods.problem import Problem, pose
 from effp_fx.methods.ride import Mask, Ride
-from effp_fx.session.shrinking import Shrinking
+from effp_fx.session.shrinking import Shrinking, owned
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class HalfSpace(Ride):
         self.options = options
         self.mask = Mask(problem, optimizer)
         self.shrinking = Shrinking(problem.analysis, self.tensors, options.strength)
-        self.places = self.shrinking.places
+        self.places = owned(problem.analysis)
         self.own = {name: self.tensors[name].detach() for name, _ in self.places}
         self.projected = 0
         """Channels that the half-space took."""

@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from effp_fx.groups import Analysis, Channels, Keep
+from effp_fx.groups import Analysis, Keep
 from effp_fx.importance import Floats
-from effp_fx.session.channel_sums import channel_sums, others, wide
+from effp_fx.session.channel_sums import Along, ChannelSums, slope_of
 from effp_fx.sites import sites_of
 
 _MEMORY = 0.99
 """How much of the running mean a step leaves in place: it looks back over some hundred batches."""
-
-
-@dataclass(frozen=True)
-class _Reading:
-    """One dimension of one parameter and the channel of each of its indices, -1 for none."""
-
-    tensor: str
-    dim: int
-    channels: Channels
 
 
 class Sensitivity:
@@ -46,10 +36,12 @@ class Sensitivity:
     def __init__(self, analysis: Analysis, tensors: Mapping[str, Tensor]) -> None:
         self._tensors = tensors
         trainable = {name for name, value in tensors.items() if value.requires_grad}
-        self._readings = _readings(analysis, trainable)
+        self._sums = ChannelSums(_parts(analysis, trainable), analysis.channels, torch.mul)
+        self._read = sorted({part.tensor for part in self._sums.parts})
         self.squares: Floats = np.zeros(analysis.channels)
         """The running mean (K)."""
 
+    @torch.no_grad()
     def observe(self, alive: Keep, scale: Tensor | None) -> None:
         """Take the gradients of a step in, before anything is added to them.
 
@@ -57,12 +49,9 @@ class Sensitivity:
             alive: (K) True where a channel is on.
             scale: by what a GradScaler has multiplied all gradients; None: by nothing.
         """
-        with torch.no_grad():
-            found = [(part.channels, _along(self._tensors[part.tensor], part.dim)) for part in self._readings]
-        there = [(channels, slope) for channels, slope in found if slope is not None]
-        if not there:
+        if all(self._tensors[name].grad is None for name in self._read):
             return
-        total = channel_sums(there, len(self.squares)) / (1.0 if scale is None else float(scale))
+        total = self._sums(self._value, slope_of(self._tensors)) / (1.0 if scale is None else float(scale))
         moved = alive & np.isfinite(total)
         self.squares[moved] += (1 - _MEMORY) * (total[moved] ** 2 - self.squares[moved])
 
@@ -70,25 +59,18 @@ class Sensitivity:
         """(K), higher for what the loss would miss more."""
         return np.sqrt(self.squares)
 
+    def _value(self, name: str) -> Tensor:
+        return self._tensors[name].detach()
 
-def _readings(analysis: Analysis, trainable: set[str]) -> tuple[_Reading, ...]:
+
+def _parts(analysis: Analysis, trainable: set[str]) -> list[Along]:
     """The sites of all groups, and beside them what shifts their channels: betas and biases."""
-    sites = [_Reading(site.tensor, site.dim, site.channels) for site in sites_of(analysis, trainable)]
-    taken = {(reading.tensor, reading.dim) for reading in sites}
+    sites = [Along(site.tensor, site.dim, site.rank, site.channels) for site in sites_of(analysis, trainable)]
+    taken = {(site.tensor, site.dim) for site in sites}
     shifts = {
         (part.tensor, part.dim)
         for group in analysis.groups
         for part in group.slices
         if part.role in ("out", "carry") and len(analysis.tensors[part.tensor].shape) == 1 and part.tensor in trainable
     }
-    rest = sorted(shifts - taken)
-    return (*sites, *(_Reading(name, dim, analysis.tensors[name].dims[dim]) for name, dim in rest))
-
-
-def _along(value: Tensor, dim: int) -> Tensor | None:
-    """Value times gradient, summed over all dimensions but one, in float32 at least; None where there is none."""
-    if value.grad is None:
-        return None
-    product = value.to(wide(value)) * value.grad.to(wide(value))
-    rest = others(product, dim)
-    return product.sum(rest) if rest else product
+    return [*sites, *(Along(name, dim, 1, analysis.tensors[name].dims[dim]) for name, dim in sorted(shifts - taken))]

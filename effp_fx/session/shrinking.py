@@ -10,7 +10,7 @@ from torch import Tensor
 
 from effp_fx.groups import Analysis, Keep
 from effp_fx.importance import Floats, Place
-from effp_fx.session.channel_sums import channel_sums, others, wide
+from effp_fx.session.channel_sums import Along, ChannelSums, slope_of
 
 _MEMORY = 0.9
 """How much of the running mean is left in place each time."""
@@ -44,15 +44,22 @@ class Shrinking:
     """
 
     def __init__(self, analysis: Analysis, tensors: Mapping[str, Tensor], strength: float, *, every: int = 1) -> None:
-        self.places = owned(analysis)
-        self.weights = {name: tensors[name] for name, _ in self.places}
+        places = owned(analysis)
+        parts = [
+            Along(name, dim, len(analysis.tensors[name].shape), analysis.tensors[name].dims[dim])
+            for name, dim in places
+        ]
+        self._squares = ChannelSums(parts, analysis.channels, torch.square)
+        self._weights = {name: tensors[name] for name, _ in places}
         self.length: float | None = None
         """Running mean of the length of the network's gradient by a channel's weights."""
-        self._analysis, self._strength, self._every = analysis, every * strength, every
+        self._strength, self._every = every * strength, every
 
+    @torch.no_grad()
     def norms(self) -> Floats:
         """||x_c||_2 of each channel (K)."""
-        return self._lengths({name: value.detach() for name, value in self.weights.items()})
+        found: Floats = np.sqrt(self._squares(lambda name: self._weights[name].detach()))
+        return found
 
     @torch.no_grad()
     def press(self, alive: Keep, step: int, scale: Tensor | None = None) -> None:
@@ -65,38 +72,30 @@ class Shrinking:
         """
         if step % self._every:
             return
-        slopes = {name: value.grad for name, value in self.weights.items() if value.grad is not None}
+        slopes = {name: value.grad for name, value in self._weights.items() if value.grad is not None}
         norms = self.norms()
         alive = alive & (norms > 0)
         if not slopes or not alive.any():
             return
         by = 1.0 if scale is None else float(scale)
-        length = float(self._lengths(slopes)[alive].mean()) / by
+        lengths = np.sqrt(self._squares(slope_of(self._weights)))
+        length = float(lengths[alive].mean()) / by
         if not np.isfinite(length):  # a GradScaler will leave this step out
             return
         self.length = length if self.length is None else _MEMORY * self.length + (1 - _MEMORY) * length
-        weight = np.where(alive, by * self._strength * self.length / np.maximum(norms, _TINY), 0.0)
-        weights = torch.from_numpy(np.append(weight, 0.0))  # the last is that of no channel, number -1
-        for name, dim in self.places:
-            if name not in slopes:
-                continue
-            slope, numbers = slopes[name], torch.from_numpy(self._analysis.tensors[name].dims[dim])
-            shape = [-1 if axis == dim else 1 for axis in range(slope.dim())]
-            slope.addcmul_(self.weights[name].detach().to(slope), weights[numbers].to(slope).reshape(shape))
+        factors = np.where(alive, by * self._strength * self.length / np.maximum(norms, _TINY), 0.0)
+        self._add(slopes, np.append(factors, 0.0))  # the last is that of no channel, number -1
 
-    def _lengths(self, values: Mapping[str, Tensor]) -> Floats:
-        rows = [
-            (self._analysis.tensors[name].dims[dim], _along(values[name], dim))
-            for name, dim in self.places
-            if name in values
-        ]
-        found: Floats = np.sqrt(channel_sums(rows, self._analysis.channels))
-        return found
-
-
-def _along(value: Tensor, dim: int) -> Tensor:
-    """The sum of squares over all dimensions but one."""
-    rest = others(value, dim)
-    if not rest:
-        return value.to(wide(value)).square()
-    return torch.linalg.vector_norm(value, dim=rest, dtype=wide(value)).square()
+    def _add(self, slopes: Mapping[str, Tensor], factors: Floats) -> None:
+        """Add to each slope the weights times their channel's factor."""
+        parts = self._squares.parts
+        device = next(iter(slopes.values())).device
+        of_all = torch.from_numpy(factors[self._squares.numbers]).to(device, torch.float32)
+        to, weights, by = [], [], []
+        for part, own in zip(parts, of_all.split([len(part.channels) for part in parts]), strict=True):
+            if part.tensor in slopes:
+                slope = slopes[part.tensor]
+                to.append(slope)
+                weights.append(self._weights[part.tensor].detach().to(slope))
+                by.append(own.to(slope).reshape([-1 if axis == part.dim else 1 for axis in range(part.rank)]))
+        torch._foreach_addcmul_(to, weights, by)
