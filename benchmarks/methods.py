@@ -2,6 +2,7 @@
 
     python -m benchmarks.methods --jobs 2                  # all of it, going on where the last run stopped
     python -m benchmarks.methods --only '*effp*'           # a part of it
+    python -m benchmarks.methods --adopt                   # what the page has already is not trained again
     python -m benchmarks.methods --table-only              # train nothing, write the page
 
 Scenes and recipe are those of the session's bench. Every training is a process of its own on one thread, and what
@@ -74,6 +75,19 @@ def run(bench: Grid, given: list[str], only: str, jobs: int, limit_s: float) -> 
     return len(wanted)
 
 
+def adopt(bench: Grid, known: list[dict[str, Any]]) -> None:
+    """Put into the bench's journal what the page's numbers have and it has not; there are no networks to it."""
+    done = opened(bench)
+    for row in known:
+        cell = Cell(row["method"], row["target"], row["seed"])
+        if row["failed"] or cell.name in done:
+            continue
+        entry = {name: row[name] for name in ("method", "target", "seed", "map", "map50", "seconds", "cpu_seconds")}
+        costs = {kind: [1.0, row[kind]] for kind in ("flops", "params")}
+        more = {"cell": cell.name, "status": "ok", "milliseconds": row["milliseconds"]}
+        note(bench.task.out / JOURNAL, {**more, **entry, **costs})
+
+
 def train_one(bench: Grid, name: str) -> dict[str, Any]:
     """One cell in this process."""
     torch.set_num_threads(1)
@@ -89,6 +103,7 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=7200.0, metavar="SECONDS", help="CPU time of one training")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "methods", help="where scenes and journal are")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where the page is written")
+    parser.add_argument("--adopt", action="store_true", help="begin with the trainings that the page has")
     parser.add_argument("--table-only", action="store_true", help="train nothing, write the page from the journal")
     parser.add_argument("--short", action="store_true", help="with --one: a cell of the short grid")
     parser.add_argument("--one", metavar="CELL", help="train one cell in this process")
@@ -100,6 +115,10 @@ def main() -> None:
         return
     options.work.mkdir(parents=True, exist_ok=True)
     bench, short = grid(options.work), grid(options.work, short=True)
+    if options.adopt and (options.docs / "results" / "methods.json").exists():
+        known = json.loads((options.docs / "results" / "methods.json").read_text(encoding="utf-8"))
+        adopt(bench, known["runs"])
+        adopt(short, known["shorter"]["runs"])
     if not options.table_only:
         write_scenes(options.work / "scenes", **SCENES)
         given = ["--work", str(options.work)]
@@ -108,7 +127,8 @@ def main() -> None:
         if not matched:
             parser.error(f"no cell matches {options.only!r}")
     done = opened(bench)
-    found = accuracy.written(bench, done, accuracy.timed(bench, done))
+    times = {name: entry["milliseconds"] for name, entry in done.items() if entry.get("milliseconds")}
+    found = accuracy.written(bench, done, times | accuracy.timed(bench, done))
     shorter = accuracy.written(short, opened(short), {})
     facts = machine.describe(PACKAGES)
     methods_table.write(options.docs / "results", _told(found), _told(shorter), len(bench.cells), SCENES, facts)

@@ -17,7 +17,7 @@ two sessions share them out, half and half, each half with a warm-up and a cosin
 which paper, and where it differs from it, stands in the first lines of its file in `effp_fx/methods/`. FLOPs and
 parameters: parts of the dense net's; both were to be at most the target. mAP: in percent, on held-out scenes, mean and
 standard deviation over the seeds. Minutes: of one core's time (CPU), all that a method does beside training included.
-Latency: median of the whole network in ONNX Runtime, seed 0, all networks in turns.
+Latency: median of the whole network in ONNX Runtime, seed 0; the networks of one run of the bench in turns.
 """
 PAPER = {"map": "+0.78 %", "time": "-42 %"}
 """What Ko et al. (2024) report for EFFP against TCFP on SSD at half the FLOPs and half the parameters."""

@@ -2,6 +2,7 @@
 
     python -m benchmarks.session --jobs 2               # all of it, going on where the last run stopped
     python -m benchmarks.session --only 'ssd*EFFP*'     # a part of it
+    python -m benchmarks.session --adopt                # what the page has already is not trained again
 
 Every training is a process of its own on one thread. Each is kept as one line in WORK/runs.jsonl as soon as it is done.
 """
@@ -37,6 +38,16 @@ def finished(journal: Path) -> dict[str, dict[str, Any]]:
     return done
 
 
+def adopt(journal: Path, results: Path) -> None:
+    """Put into the journal what the page's numbers have and it has not."""
+    if not results.exists():
+        return
+    done = finished(journal)
+    known = json.loads(results.read_text(encoding="utf-8"))["runs"]
+    with journal.open("a", encoding="utf-8") as lines:
+        lines.writelines(json.dumps(entry) + "\n" for name, entry in known.items() if name not in done)
+
+
 def run(wanted: list[Cell], done: dict[str, Any], journal: Path, data: Path, jobs: int, limit_s: float) -> None:
     """Train what is not done yet."""
     lock = threading.Lock()
@@ -65,10 +76,13 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=7200.0, metavar="SECONDS", help="time for one training")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "session", help="where scenes and journal are")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where the page is written")
+    parser.add_argument("--adopt", action="store_true", help="begin with the trainings that the page has")
     parser.add_argument("--table-only", action="store_true", help="train nothing, write the page from the journal")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     journal, data = options.work / "runs.jsonl", options.work / "scenes"
+    if options.adopt:
+        adopt(journal, options.docs / "results" / "session.json")
     if not options.table_only:
         write_scenes(data, **SCENES)
         wanted = [cell for cell in cells() if fnmatch.fnmatchcase(cell.name, options.only)]
