@@ -26,7 +26,7 @@ class Schedule:
     total_steps: int
     start: float = 0.05
     """Part of the session after which the first update comes."""
-    end: float = 0.5
+    end: float = 0.35
     """Part of the session at which the last one comes."""
     updates: int = 20
     regrow: float = 1.0
