@@ -14,6 +14,12 @@ def linear(progress: float) -> float:
     return 1.0 - progress
 
 
+def fitting(total_steps: int, start: float, end: float) -> int:
+    """How many updates a session has where nobody said: as many as `Schedule` has, or as there are steps for."""
+    steps = int(end * total_steps) - max(int(start * total_steps), 1) + 1
+    return max(1, min(Schedule.updates, steps))
+
+
 @dataclass(frozen=True)
 class Schedule:
     """The update steps of one session. Steps are optimizer steps that were taken, counted from 1.
@@ -50,8 +56,9 @@ class Schedule:
         if not 0 <= self.regrow <= 1:
             raise SessionError("regrow must be a part between 0 and 1", seen=repr(self.regrow))
         if self._last - self._first < self.updates - 1 or self._last < 1:
+            wanted = "1 update" if self.updates == 1 else f"{self.updates} updates"
             raise SessionError(
-                f"total_steps is too small for {self.updates} updates from {self.start:.0%} to {self.end:.0%} of it",
+                f"total_steps is too small for {wanted} from {self.start:.0%} to {self.end:.0%} of it",
                 seen=f"{self.total_steps} steps",
                 expected=f"at least {self._least()}",
                 mend="train longer, or ask for fewer updates=",

@@ -11,6 +11,7 @@ from torch import Tensor, nn, optim
 
 import effp_fx
 from effp_fx.session.gain import Gain
+from effp_fx.session.options import Options
 from tests.session_run import net
 
 LASTING, NOISE = 0.1, 1.0
@@ -56,21 +57,27 @@ def test_a_scale_is_taken_out_and_a_state_goes_on() -> None:
 
 @pytest.mark.parametrize("rate", [0.02, pytest.param(0.005, marks=pytest.mark.long)])
 @pytest.mark.parametrize(
-    "make",
+    ("make", "shrink"),
     [
-        lambda p, rate: optim.SGD(p, rate),
-        lambda p, rate: optim.SGD(p, rate, momentum=0.9),
-        lambda p, rate: optim.Adam(p, rate / 5),
+        (lambda p, rate: optim.SGD(p, rate), 0.0),
+        (lambda p, rate: optim.SGD(p, rate), Options.shrink),
+        (lambda p, rate: optim.SGD(p, rate, momentum=0.9), 0.0),
+        (lambda p, rate: optim.SGD(p, rate, momentum=0.9), Options.shrink),
+        (lambda p, rate: optim.Adam(p, rate / 5), 0.0),  # which divides by the penalty's gradient as well
     ],
-    ids=["SGD", "momentum", "Adam"],
+    ids=["SGD", "SGD, shrinking", "momentum", "momentum, shrinking", "Adam"],
 )
-def test_gammas_lose_the_part_that_was_asked_for(make: Any, rate: float) -> None:
-    """With a network whose loss only shakes the gammas, the pruning loss alone decides how far they drift."""
+def test_gammas_lose_the_part_that_was_asked_for(make: Any, shrink: float, rate: float) -> None:
+    """With a network whose loss only shakes the gammas, the pruning loss alone decides how far they drift.
+
+    The group penalty moves them too, and what it does is not laid to the pruning loss.
+    """
     sizes = {}
+    options = {"target_flops": 0.5, "start": 0.99, "end": 1.0, "updates": 1, "shrink": shrink}
     for drift in (0.0, 0.2):
         model = net()
         optimizer = make(model.parameters(), rate)
-        session = effp_fx.Session(model, optimizer, 400, target_flops=0.5, drift=drift, start=0.99, end=1.0, updates=1)
+        session = effp_fx.Session(model, optimizer, 400, **options, drift=drift)
         generator = torch.Generator().manual_seed(0)
         for _ in range(399):
             shaken: Tensor = sum(

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from effp_fx.errors import SessionError
-from effp_fx.schedule import Schedule, linear
+from effp_fx.schedule import Schedule, fitting, linear
 
 
 def test_updates_are_spread_evenly_and_give_back_less_each_time() -> None:
@@ -20,6 +20,15 @@ def test_updates_are_spread_evenly_and_give_back_less_each_time() -> None:
     assert shares == pytest.approx([0.4, 0.3, 0.2, 0.1, 0.0])
     assert [schedule.is_update(step) for step in (9, 10, 11)] == [False, True, False]
     assert (linear(0.0), linear(0.25), linear(1.0)) == (1.0, 0.75, 0.0)
+
+
+@given(total=some.integers(3, 400), start=some.floats(0, 0.4), length=some.floats(0.35, 0.6))
+def test_where_nobody_said_how_many_there_are_twenty_or_as_many_as_fit(total: int, start: float, length: float) -> None:
+    count = fitting(total, start, start + length)
+    assert 1 <= count <= 20 and len(Schedule(total, start, start + length, count).update_steps) == count
+    if count < 20:
+        with pytest.raises(SessionError, match="too small"):
+            Schedule(total, start, start + length, count + 1)
 
 
 def test_a_single_update_is_the_last_one() -> None:

@@ -142,7 +142,7 @@ def callback(model: nn.Module, **options: Any) -> EFFPCallback:
 
 def fitted(folder: Path, model: nn.Module | None = None, path: Any = None, **options: Any) -> tuple[Any, EFFPCallback]:
     model = Plain() if model is None else model
-    effp = callback(model)
+    effp = callback(model, regrow_by="random")  # so that something does come back
     trainer(folder, model, effp, **options).train(resume_from_checkpoint=path)
     return model, effp
 

@@ -11,16 +11,12 @@ from torch import nn
 
 from effp_fx.lowering import COSTS
 from effp_fx.methods.base import Budget, Outcome, Trainer
-from effp_fx.schedule import Schedule
 from effp_fx.session import Session
 
 
 @dataclass(frozen=True)
 class EFFP:
-    """One session: indicator, prune, regrow (Ko, Kang, Kim, AICAS 2024). What is ours in it stands in docs/design.md.
-
-    Where a run is too short for the session's updates it has as many as there are steps for.
-    """
+    """One session: indicator, prune, regrow (Ko, Kang, Kim, AICAS 2024). docs/design.md says what is ours in it."""
 
     options: Mapping[str, Any] = field(default_factory=dict)
     """Of `Session`, beside targets and seed."""
@@ -38,10 +34,6 @@ class EFFP:
     def _session(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, trainer: Trainer, budget: Budget
     ) -> Session:
-        options = dict(self.options)
-        start, end = options.get("start", Schedule.start), options.get("end", Schedule.end)
-        most = max(1, int(end * steps) - max(int(start * steps), 1) + 1)
-        options["updates"] = min(options.get("updates", Schedule.updates), most)
         return Session(
             model,
             optimizer,
@@ -52,7 +44,7 @@ class EFFP:
             ignore=budget.ignore,
             example_inputs=trainer.example,
             seed=budget.seed,
-            **options,
+            **self.options,
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from effp_fx import lowering, masking, tracing
 from effp_fx.errors import SessionError
 from effp_fx.groups import Keep
-from effp_fx.schedule import Schedule
+from effp_fx.schedule import Schedule, fitting
 from effp_fx.session import checks, state
 from effp_fx.session.free_memory import free_memory
 from effp_fx.session.history import Update, kept_by_group
@@ -52,7 +53,8 @@ class Session:
         target_flops: what is kept: up to 1 a part, above 1 a count. 0.5 if neither target is given.
         target_params: the same for parameters.
         example_inputs: what `model(...)` takes; None: the family's own, or inferred.
-        start, end, updates, regrow: see `Schedule`; ours, chosen from docs/results/session.md.
+        start, end, updates, regrow: see `Schedule`; ours, chosen from docs/results/session.md. updates=None: twenty, or
+            as many as there are steps for.
         round_to: channel counts become multiples of this, where a group is large enough.
         cost: what importance is divided by, as in `prune`.
         ignore: modules, names or globs whose own channels stay.
@@ -76,7 +78,7 @@ class Session:
         example_inputs: Any = None,
         start: float = Schedule.start,
         end: float = Schedule.end,
-        updates: int = Schedule.updates,
+        updates: int | None = None,
         regrow: float = Schedule.regrow,
         round_to: int = 1,
         cost: str | None = None,
@@ -85,7 +87,8 @@ class Session:
         progress: Progress = lambda _: None,
         **options: Any,
     ) -> None:
-        self.schedule = Schedule(total_steps, start, end, updates, regrow)
+        whole = Schedule(total_steps, start, end, 1, regrow)
+        self.schedule = replace(whole, updates=fitting(total_steps, start, end) if updates is None else updates)
         self.options = Options.read(
             options, of="Session", beside=inspect.signature(Session).parameters.keys() - {"options"}
         )
@@ -260,11 +263,11 @@ class Session:
             checks.check_dense_gradients(self.analysis, self._tensors)
             self._pressure.refer_to_groups(self.analysis)
         scale = getattr(self._optimizer, "grad_scale", None)
-        if not self.frozen:  # before the pruning loss adds a gradient of its own
-            self._ranking.observe(self.keep, scale)
-        self._pressure.press(scale, self.step, silent=self.frozen)
-        if self._shrinking is not None and not self.frozen:
-            self._shrinking.press(self.keep, self.step, scale)
+        if not self.frozen:
+            self._ranking.observe(self.keep, scale)  # of the network's gradient alone
+            if self._shrinking is not None:
+                self._shrinking.press(self.keep, self.step, scale)
+        self._pressure.press(scale, self.step, silent=self.frozen)  # last: it measures what gradients move
 
     def _after_step(self, *_: Any) -> None:
         if checks.skipped(self._optimizer):

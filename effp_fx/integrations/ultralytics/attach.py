@@ -40,7 +40,7 @@ def prune_trainer(
         yolo: a `YOLO` or `RTDETR` object, from a yaml or a .pt, whose training has not begun.
         target_flops: what is kept: up to 1 a part, above 1 a count. 0.5 if neither target is given.
         target_params: the same for parameters.
-        session_options: of `effp_fx.Session`; `updates` is fitted to short runs where it is not given.
+        session_options: of `effp_fx.Session`.
 
     Returns what holds the session while training runs, and the paths of the checkpoints after it.
 

@@ -14,7 +14,7 @@ from effp_fx.errors import SessionError
 from effp_fx.integrations.ultralytics import checkpoints
 from effp_fx.integrations.ultralytics.steps import Loop, loop_of
 from effp_fx.models.spec import import_family
-from effp_fx.schedule import Schedule
+from effp_fx.schedule import Schedule, fitting
 from effp_fx.session import Session
 from effp_fx.subject import unwrapped
 
@@ -56,8 +56,7 @@ class Pruning:
         self._loop, self._optimizer, self._judged = loop_of(trainer), trainer.optimizer, False
         network = unwrapped(trainer.model)
         steps = self._loop.steps()
-        options = {"updates": _fitting(steps, self.options), **self.options}
-        options["ignore"] = (*_names(self.options.get("ignore", ())), *_whole(network))
+        options = self.options | {"ignore": (*_names(self.options.get("ignore", ())), *_whole(network))}
         self.session = Session(network, trainer.optimizer, steps, **options)
         checkpoints.attach_state(self.session, trainer.optimizer, self._load)
         schedule = self.session.schedule
@@ -146,8 +145,11 @@ class Pruning:
         session = self._running()
         if not session.frozen:
             steps = session.step + loop_of(trainer).steps(first_epoch)
-            updates = min(session.schedule.updates, _fitting(steps, self.options))
-            session.schedule = replace(session.schedule, total_steps=steps, updates=updates)
+            schedule = replace(session.schedule, total_steps=steps, updates=1)
+            updates = self.options.get("updates") or min(
+                session.schedule.updates, fitting(steps, schedule.start, schedule.end)
+            )
+            session.schedule = replace(schedule, updates=updates)
 
     def _check_average(self, trainer: Any) -> None:
         ema = getattr(trainer, "ema", None)
@@ -158,14 +160,6 @@ class Pruning:
                 expected="on: it is what Ultralytics judges and writes to best.pt and last.pt",
                 mend="leave trainer.ema as Ultralytics makes it",
             )
-
-
-def _fitting(steps: int, options: dict[str, Any]) -> int:
-    """As many updates as were asked for; if nobody asked, as many as go into so few steps."""
-    if "updates" in options:
-        return int(options["updates"])
-    start, end = (options.get(name, getattr(Schedule, name)) for name in ("start", "end"))
-    return max(1, min(Schedule.updates, int(end * steps) - max(int(start * steps), 1) + 1))
 
 
 def _names(ignore: Any) -> tuple[Any, ...]:
