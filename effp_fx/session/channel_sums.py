@@ -63,8 +63,7 @@ class ChannelSums:
         if not rows:
             return np.zeros(self._channels)
         found = joined(rows).cpu().numpy()
-        sums: Floats = np.bincount(self.numbers[self._own], found[self._own], self._channels)
-        return sums
+        return np.bincount(self.numbers[self._own], found[self._own], self._channels).astype(np.float64, copy=False)
 
 
 def widened(value: Tensor) -> Tensor:
