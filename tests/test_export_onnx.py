@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from effp_fx import models
+from effp_fx.capture import capture
 from effp_fx.errors import ExportError
 from effp_fx.export import export_onnx, exporters, onnx_file, parity
+from effp_fx.export.layer_names import name_convolutions
 from effp_fx.inputs import as_example
 from effp_fx.models.randomise import randomise
 
@@ -258,3 +260,41 @@ def test_yolo_is_exported_whole_for_any_batch(tmp_path: Path, name: str) -> None
     assert report.own_outputs
     assert str(report.outputs[0]).startswith("output_0 float[batch, 84, ")
     assert report.worst < 1e-3
+
+
+class Shared(nn.Module):
+    """One convolution over two sizes, as the heads of pyramids have it, and one of another kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 6, 3)
+        self.head = nn.ModuleList([nn.Conv2d(6, 6, 1)])
+        self.up = nn.ConvTranspose2d(6, 4, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x = self.first(x)
+        return self.head[0](x), self.head[0](x[..., ::2, ::2]), self.up(x)
+
+
+@pytest.mark.parametrize("opset", [17, 18])
+def test_convolutions_bear_the_names_of_their_modules(tmp_path: Path, opset: int) -> None:
+    model, path = Shared().eval(), tmp_path / "net.onnx"
+    export_onnx(model, path, IMAGES, opset=opset)
+    file = onnx.load(str(path)).graph
+    values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in file.initializer}
+    found = {node.name: values[node.input[1]] for node in file.node if node.op_type.startswith("Conv")}
+    assert set(found) == {"first", "head.0", "head.0 (2)", "up"}
+    for name, value in found.items():
+        assert np.array_equal(value, model.get_submodule(name.removesuffix(" (2)")).weight.detach().numpy())
+
+
+@pytest.mark.parametrize("many", [1, 4])
+def test_other_convolutions_than_the_graph_has_keep_their_names(tmp_path: Path, many: int) -> None:
+    """Fewer of them, or as many of another size."""
+    path = tmp_path / "net.onnx"
+    export_onnx(Shared().eval(), path, IMAGES)
+    other = nn.Sequential(*(nn.Conv2d(3, 3, 1) for _ in range(many))).eval()
+    file = onnx.load(str(path))
+    before = [node.name for node in file.graph.node]
+    name_convolutions(file, capture(other, as_example(IMAGES)).graph_module)
+    assert [node.name for node in file.graph.node] == before

@@ -17,6 +17,7 @@ from effp_fx import graph
 from effp_fx.capture import private_copy
 from effp_fx.errors import ExportError
 from effp_fx.export import comparison, detections, exporters, identities, integers, onnx_file, parts
+from effp_fx.export.layer_names import name_convolutions
 from effp_fx.export.parts import Recorded
 from effp_fx.export.report import PARTS, RUNTIME, TARGETS, ExportReport, ports
 from effp_fx.export.softmax_order import softmax_first
@@ -199,6 +200,7 @@ class _Work:
         exporters.write(self.made.part.graph_module, inputs, raw, self.opset, self.made.signature)
         before = sum(item.stat().st_size for item in raw.parent.iterdir())
         model = onnx_file.read(raw, self.opset)
+        name_convolutions(model, self.made.part.graph_module)
         size = _Size(len(model.graph.node), len(model.graph.initializer), before)
         notes: tuple[str, ...] = ()
         if self.simplify:
