@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import json
+import math
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -76,16 +77,19 @@ def run(bench: Grid, given: list[str], only: str, jobs: int, limit_s: float) -> 
 
 
 def adopt(bench: Grid, known: list[dict[str, Any]]) -> None:
-    """Put into the bench's journal what the page's numbers have and it has not; there are no networks to it."""
+    """Put into the bench's journal what the page's numbers have and it has not.
+
+    Times are left behind: they are another machine's, and would stand beside this one's.
+    """
     done = opened(bench)
     for row in known:
         cell = Cell(row["method"], row["target"], row["seed"])
         if row["failed"] or cell.name in done:
             continue
-        entry = {name: row[name] for name in ("method", "target", "seed", "map", "map50", "seconds", "cpu_seconds")}
+        entry = {name: row[name] for name in ("method", "target", "seed", "map", "map50")}
         costs = {kind: [1.0, row[kind]] for kind in ("flops", "params")}
-        more = {"cell": cell.name, "status": "ok", "milliseconds": row["milliseconds"]}
-        note(bench.task.out / JOURNAL, {**more, **entry, **costs})
+        times = {"seconds": math.nan, "cpu_seconds": math.nan}
+        note(bench.task.out / JOURNAL, {"cell": cell.name, "status": "ok", **entry, **costs, **times})
 
 
 def train_one(bench: Grid, name: str) -> dict[str, Any]:
@@ -127,8 +131,7 @@ def main() -> None:
         if not matched:
             parser.error(f"no cell matches {options.only!r}")
     done = opened(bench)
-    times = {name: entry["milliseconds"] for name, entry in done.items() if entry.get("milliseconds")}
-    found = accuracy.written(bench, done, times | accuracy.timed(bench, done))
+    found = accuracy.written(bench, done, accuracy.timed(bench, done))
     shorter = accuracy.written(short, opened(short), {})
     facts = machine.describe(PACKAGES)
     methods_table.write(options.docs / "results", _told(found), _told(shorter), len(bench.cells), SCENES, facts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,8 @@ two sessions share them out, half and half, each half with a warm-up and a cosin
 which paper, and where it differs from it, stands in the first lines of its file in `effp_fx/methods/`. FLOPs and
 parameters: parts of the dense net's; both were to be at most the target. mAP: in percent, on held-out scenes, mean and
 standard deviation over the seeds. Minutes: of one core's time (CPU), all that a method does beside training included.
-Latency: median of the whole network in ONNX Runtime, seed 0; the networks of one run of the bench in turns.
+Latency: median of the whole network in ONNX Runtime, seed 0, all networks in turns. `-`: trained on another machine,
+whose times would not compare.
 """
 PAPER = {"map": "+0.78 %", "time": "-42 %"}
 """What Ko et al. (2024) report for EFFP against TCFP on SSD at half the FLOPs and half the parameters."""
@@ -126,7 +128,8 @@ def claims(rows: list[GridRow], brief: list[GridRow], epochs: int, fewer: int) -
         if gap is None:
             continue
         time = sum(one.cpu_seconds for one, _ in pairs) / sum(two.cpu_seconds for _, two in pairs) - 1
-        lines.append(f"| here | {many} against {epochs} | {100 * gap:+.2f} | {100 * time:+.0f} % |")
+        said = f"{100 * time:+.0f} %" if math.isfinite(time) else "-"
+        lines.append(f"| here | {many} against {epochs} | {100 * gap:+.2f} | {said} |")
     return "\n".join([*lines, f"| in the paper | - | {PAPER['map']} | {PAPER['time']} |"])
 
 
@@ -135,7 +138,8 @@ def _map(row: GridRow) -> float:
 
 
 def _minutes(row: GridRow) -> str:
-    return f"{row.mean(lambda run: run.cpu_seconds) / 60:.1f}"
+    minutes = row.mean(lambda run: run.cpu_seconds) / 60
+    return f"{minutes:.1f}" if math.isfinite(minutes) else "-"
 
 
 def _markdown(rows: list[GridRow]) -> str:
@@ -145,7 +149,7 @@ def _markdown(rows: list[GridRow]) -> str:
     ]
     for row in rows:
         flops, params = (row.mean(lambda run, kind=kind: getattr(run, kind)) for kind in ("flops", "params"))
-        time = "" if row.milliseconds is None else f"{row.milliseconds:.2f}"
+        time = "-" if row.milliseconds is None else f"{row.milliseconds:.2f}"
         scores = spread(row, lambda run: run.map50), spread(row, lambda run: run.map)
         cells = [row.method, f"{flops:.3f}", f"{params:.3f}", *scores, str(len(row.runs)), _minutes(row), time]
         lines.append("| " + " | ".join(cells) + " |")

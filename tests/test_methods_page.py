@@ -1,10 +1,14 @@
 """The bench of all methods: its grids, and the page that it writes from what is done."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import methods, methods_table
+from effp_fx.bench import accuracy
+from effp_fx.bench.grid import JOURNAL, note, opened
 from effp_fx.methods import METHODS
-from effp_fx.report.grid_report import GridReport, GridRun
+from effp_fx.report.grid_report import GridReport, GridRun, grid_json, grid_pictures
 
 
 def done(method: str, target: float | None, seed: int, score: float, seconds: float) -> GridRun:
@@ -48,6 +52,19 @@ def test_the_page_says_who_is_ahead_and_sets_the_claims_beside_what_was_measured
     assert "| here | 20 against 20 | +3.00 | +0 % |" in page and "| here | 12 against 20 | +2.00 | -40 % |" in page
     assert "| in the paper | - | +0.78 % | -42 % |" in page
     assert (tmp_path / "methods_map_over_time.svg").exists() and '"shorter"' in (tmp_path / "methods.json").read_text()
+
+
+def test_trainings_of_another_machine_come_without_their_times(tmp_path: Path) -> None:
+    bench = methods.grid(tmp_path)
+    known = grid_json(FOUND)["runs"]
+    note(tmp_path / JOURNAL, {"cell": "effp-0.5-0", "status": "ok", "map": 0.5})
+    methods.adopt(bench, known)
+    done = opened(bench)
+    assert set(done) == {"dense-0", "tcfp-0.5-0", "tcfp-0.5-1", "effp-0.5-0", "uniform-0.5-0"}
+    assert done["effp-0.5-0"]["map"] == 0.5 and done["tcfp-0.5-1"]["map"] == 0.32
+    adopted = replace(FOUND, runs=tuple(accuracy.written(bench, {"tcfp-0.5-1": done["tcfp-0.5-1"]}, {}).runs))
+    assert "| tcfp | 0.500 | 0.500 | 64.00 | 32.00 | 1 | - | - |" in methods_table.page(adopted, SHORTER, 90, {}, {})
+    assert "NaN" not in json.dumps(grid_json(adopted)) and "svg" in grid_pictures(adopted)["map_over_time"]
 
 
 def test_a_page_of_nothing_is_written_too() -> None:

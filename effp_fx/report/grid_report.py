@@ -117,7 +117,7 @@ def grid_json(found: GridReport) -> dict[str, Any]:
             "method": row.method,
             "target": row.target,
             "seeds": len(row.runs),
-            **{name: row.mean(lambda run, name=name: getattr(run, name)) for name in _MEANS},  # type: ignore[misc]
+            **{name: _number(row.mean(lambda run, name=name: getattr(run, name))) for name in _MEANS},  # type: ignore[misc]
             "map_deviation": row.deviation(lambda run: run.map),
             "milliseconds": row.milliseconds,
         }
@@ -141,6 +141,7 @@ def grid_pictures(found: GridReport) -> dict[str, str]:
                 100 * row.deviation(lambda run: run.map),
             )
             for row in rows
+            if math.isfinite(row.mean(across))
         ]
 
     over_flops = scatter_chart(
