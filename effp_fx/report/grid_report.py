@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from operator import attrgetter
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -117,7 +118,7 @@ def grid_json(found: GridReport) -> dict[str, Any]:
             "method": row.method,
             "target": row.target,
             "seeds": len(row.runs),
-            **{name: _number(row.mean(lambda run, name=name: getattr(run, name))) for name in _MEANS},  # type: ignore[misc]
+            **{name: _number(row.mean(attrgetter(name))) for name in _MEANS},
             "map_deviation": row.deviation(lambda run: run.map),
             "milliseconds": row.milliseconds,
         }
