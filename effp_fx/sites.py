@@ -9,14 +9,21 @@ from effp_fx.groups import Analysis, Channels
 
 
 @dataclass(frozen=True)
-class Site:
-    """One dimension of one parameter that says how large its channels are."""
+class Along:
+    """One dimension of one tensor."""
 
     tensor: str
     dim: int
     rank: int
+    """Dimensions of the tensor."""
     channels: Channels
-    """The channel of each index of the dimension, -1 where it is no channel that this site speaks of."""
+    """The channel of each index of the dimension, -1 where it is none that is spoken of."""
+
+
+@dataclass(frozen=True)
+class Site(Along):
+    """One dimension of one parameter that says how large its channels are."""
+
     is_gamma: bool
 
 

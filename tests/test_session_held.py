@@ -272,15 +272,15 @@ def test_the_term_in_the_users_own_loss() -> None:
 
 
 def test_hook_and_own_term_press_alike() -> None:
-    """With a fixed alpha it makes no difference who adds the term, where gradients are not what ranks channels."""
+    """With a fixed alpha it makes no difference who adds the term, where gradients neither rank nor shrink channels."""
     model = net()
     optimizer = sgd(model)
-    session = attached(model, optimizer, alpha=0.3, importance="gamma")
+    session = attached(model, optimizer, alpha=0.3, importance="gamma", shrink=0.0)
     for _ in train(model, optimizer, range(4), session.pruning_loss):
         continue
     other = net()
     second = sgd(other)
-    attached(other, second, alpha=0.3, importance="gamma")
+    attached(other, second, alpha=0.3, importance="gamma", shrink=0.0)
     for _ in train(other, second, range(4)):
         continue
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(model.parameters(), other.parameters(), strict=True))

@@ -12,14 +12,14 @@ import onnx
 from torch import fx
 
 from effp_fx import graph
+from effp_fx.ops.convolution import CONVOLUTIONS
 
-_OPS = {"conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution"}
 _NODES = {"Conv", "ConvTranspose"}
 
 
 def name_convolutions(model: onnx.ModelProto, part: fx.GraphModule) -> None:
     """Rename in place; a module that runs several times has its later nodes numbered: `head.0`, `head.0 (2)`."""
-    wanted = [node for node in part.graph.nodes if graph.op_name(node).removeprefix("aten.") in _OPS]
+    wanted = [node for node in part.graph.nodes if graph.op_name(node).removeprefix("aten.") in CONVOLUTIONS.split()]
     there = [node for node in model.graph.node if node.op_type in _NODES]
     sizes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     if len(wanted) != len(there):

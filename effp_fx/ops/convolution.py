@@ -138,8 +138,11 @@ def convolution_sizes(kept: Kept) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return tuple({**call.arguments, "groups": left}.values()), {}
 
 
+CONVOLUTIONS = "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution"
+"""Names of the ops, as ATen has them."""
+
 add(
-    "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution",
+    CONVOLUTIONS,
     "make",
     convolution,
     flops=convolution_flops,

@@ -8,26 +8,13 @@ before anything is done with them: this runs before each step of a training.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from effp_fx.groups import Channels
 from effp_fx.importance import Floats
-
-
-@dataclass(frozen=True)
-class Along:
-    """One dimension of one tensor."""
-
-    tensor: str
-    dim: int
-    rank: int
-    """Dimensions of the tensor."""
-    channels: Channels
-    """The channel of each index of the dimension, -1 for none."""
+from effp_fx.sites import Along
 
 
 class ChannelSums:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from effp_fx.groups import Analysis, Keep
 from effp_fx.importance import Floats
-from effp_fx.session.channel_sums import Along, ChannelSums, slope_of
-from effp_fx.sites import sites_of
+from effp_fx.session.channel_sums import ChannelSums, slope_of
+from effp_fx.sites import Along, sites_of
 
 _MEMORY = 0.99
 """How much of the running mean a step leaves in place: it looks back over some hundred batches."""
@@ -51,7 +51,9 @@ class Sensitivity:
         """
         if all(self._tensors[name].grad is None for name in self._read):
             return
-        total = self._sums(self._value, slope_of(self._tensors)) / (1.0 if scale is None else float(scale))
+        total = self._sums(self._tensors.__getitem__, slope_of(self._tensors)) / (
+            1.0 if scale is None else float(scale)
+        )
         moved = alive & np.isfinite(total)
         self.squares[moved] += (1 - _MEMORY) * (total[moved] ** 2 - self.squares[moved])
 
@@ -59,13 +61,10 @@ class Sensitivity:
         """(K), higher for what the loss would miss more."""
         return np.sqrt(self.squares)
 
-    def _value(self, name: str) -> Tensor:
-        return self._tensors[name].detach()
-
 
 def _parts(analysis: Analysis, trainable: set[str]) -> list[Along]:
     """The sites of all groups, and beside them what shifts their channels: betas and biases."""
-    sites = [Along(site.tensor, site.dim, site.rank, site.channels) for site in sites_of(analysis, trainable)]
+    sites = sites_of(analysis, trainable)
     taken = {(site.tensor, site.dim) for site in sites}
     shifts = {
         (part.tensor, part.dim)

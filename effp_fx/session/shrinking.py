@@ -10,7 +10,8 @@ from torch import Tensor
 
 from effp_fx.groups import Analysis, Keep
 from effp_fx.importance import Floats, Place
-from effp_fx.session.channel_sums import Along, ChannelSums, slope_of
+from effp_fx.session.channel_sums import ChannelSums, slope_of
+from effp_fx.sites import Along
 
 _MEMORY = 0.9
 """How much of the running mean is left in place each time."""
@@ -58,7 +59,7 @@ class Shrinking:
     @torch.no_grad()
     def norms(self) -> Floats:
         """||x_c||_2 of each channel (K)."""
-        found: Floats = np.sqrt(self._squares(lambda name: self._weights[name].detach()))
+        found: Floats = np.sqrt(self._squares(self._weights.__getitem__))
         return found
 
     @torch.no_grad()
