@@ -1,7 +1,7 @@
 """The table of docs/integrations.md: each tool trains, is killed, goes on, is loaded without effp_fx and exported.
 
     python -m benchmarks.integrations             # run the tools: docs/results/integrations_tools.jsonl, and the table
-    python -m benchmarks.integrations --table     # the table alone, from all docs/results/integrations*.jsonl
+    python -m benchmarks.integrations --table     # the table alone, from the files of all tools
 
 A row that is in the file already is kept, so that a run that was broken off goes on; `--again` runs all of them.
 """
@@ -29,7 +29,7 @@ from benchmarks import integration_tools
 from effp_fx import atomic_file
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "docs" / "results"
+FILES = tuple(ROOT / "docs" / "results" / f"integrations_{tools}.jsonl" for tools in ("tools", "ultralytics"))
 PAGE = ROOT / "docs" / "integrations.md"
 BEGIN, END = "<!-- integrations:begin -->", "<!-- integrations:end -->"
 COLUMNS = {
@@ -193,7 +193,7 @@ def table(rows: list[Row]) -> str:
 
 def write_table() -> None:
     """Put the table of all result files between the marks of the page."""
-    rows = [row for path in sorted(RESULTS.glob("integrations*.jsonl")) for row in _rows(path)]
+    rows = [row for path in FILES for row in _rows(path)]
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
     atomic_file.write(PAGE, f"{before}{BEGIN}\n\n{table(rows)}\n\n{END}{after}".encode())
@@ -205,7 +205,7 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="run what was run before")
     parser.add_argument("--only", help="the tools whose name has this in it")
     args = parser.parse_args()
-    path = RESULTS / "integrations_tools.jsonl"
+    path = FILES[0]
     rows = {(row["tool"], row["model"]): row for row in _rows(path)}
     for tool, net, processes, title in () if args.table else RUNS:
         known = (title, nets.TITLES[net]) in rows and not args.again

@@ -11,11 +11,10 @@ import pytest
 from benchmarks import integrations
 
 CELL = re.compile(r"yes|-|no: .+")
-RESULTS = sorted(integrations.RESULTS.glob("integrations*.jsonl"))
 
 
 def rows() -> list[dict[str, str]]:
-    return [json.loads(line) for path in RESULTS for line in path.read_text().splitlines()]
+    return [json.loads(line) for path in integrations.FILES for line in path.read_text().splitlines()]
 
 
 def test_the_rows_have_these_keys_and_such_cells() -> None:
@@ -36,9 +35,10 @@ def test_writing_the_table_changes_nothing_else(tmp_path: Path, monkeypatch: pyt
     page = tmp_path / "page.md"
     page.write_text(f"before\n{integrations.BEGIN}\nold\n{integrations.END}\nafter\n")
     row = dict.fromkeys(integrations.COLUMNS, "-") | {"tool": "one", "exports": "no: a | b"}
-    (tmp_path / "integrations_x.jsonl").write_text(json.dumps(row) + "\n")
+    results = tmp_path / "rows.jsonl"
+    results.write_text(json.dumps(row) + "\n")
     monkeypatch.setattr(integrations, "PAGE", page)
-    monkeypatch.setattr(integrations, "RESULTS", tmp_path)
+    monkeypatch.setattr(integrations, "FILES", (results, tmp_path / "not yet run.jsonl"))
     integrations.write_table()
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
