@@ -6,12 +6,14 @@
 Two copies of a detector, one with a session and one without, take turns at the same batch: plain, session, session,
 plain, and so on. Times are CPU seconds of one thread (`time.process_time`), ratios are medians, so that what else runs
 on the machine counts little. Memory is the largest resident size of a process of its own while it trains, set-up left
-out.
+out, with as many updates as there are steps, so that what the session puts aside is in it; the C library is told to
+give back whatever large block is freed, for what it keeps differs by a tenth from one run to the next.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import statistics
 import sys
@@ -30,27 +32,23 @@ from benchmarks.session_subject import Samples, Subject, scenes, subject
 SPECS = {"ultralytics:yolov8n.yaml": ((320, 8), (320, 16)), "effp:ssd300_vgg16_bn": ((300, 2), (300, 4))}
 """Model spec -> side of the images in pixels and images a batch, for time and for memory."""
 PHASES = ("before the first update", "between updates", "mask fixed")
+STEPS = 9
+"""Of the trainings whose memory is taken, with an update at each but the last."""
 ROOT = Path(__file__).resolve().parent.parent
 
 
 class Runner:
     """One copy of a detector with its optimizer, a session attached or not."""
 
-    def __init__(self, spec: str, size: int, samples: Samples, *, steps: int = 0, updates: int = 2) -> None:
+    def __init__(self, spec: str, size: int, samples: Samples, **options: Any) -> None:
         self.made: Subject = subject(spec, size)
         self.samples = samples
         self.model = self.made.model.train()
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
         self.session: effp_fx.Session | None = None
-        if steps:
-            self.session = effp_fx.Session(
-                *(self.model, self.optimizer, steps),
-                target_flops=0.5,
-                target_params=0.5,
-                start=1 / 3,
-                end=2 / 3,
-                updates=updates,
-            )
+        if options:
+            targets = {"target_flops": 0.5, "target_params": 0.5}
+            self.session = effp_fx.Session(self.model, self.optimizer, **targets, **options)
         self.hooks = 0.0
         """CPU seconds of the session's hooks in the last step."""
         self._time_hooks()
@@ -86,7 +84,7 @@ def times(spec: str, pairs: int) -> dict[str, Any]:
     samples = drawn(size, batch)
     plain = Runner(spec, size, samples)
     # A third of the steps in each phase, the first of each left out of the medians; the two updates lie between.
-    pruned = Runner(spec, size, samples, steps=3 * (pairs + 1))
+    pruned = Runner(spec, size, samples, total_steps=3 * (pairs + 1), start=1 / 3, end=2 / 3, updates=2)
     session = pruned.session
     assert session is not None
     plain.step()
@@ -115,14 +113,22 @@ def times(spec: str, pairs: int) -> dict[str, Any]:
 def memory(spec: str, with_session: bool) -> dict[str, float]:
     """MiB: resident before there is a model, most of it while training, and most of it in all."""
     size, batch = SPECS[spec][1]
+    give_back()
     base = resident("VmRSS")
-    runner = Runner(spec, size, drawn(size, batch), steps=3 if with_session else 0, updates=1)
+    options = {"total_steps": STEPS, "start": 0.0, "end": (STEPS - 1) / STEPS, "updates": STEPS - 1}
+    runner = Runner(spec, size, drawn(size, batch), **options if with_session else {})
     whole = isolated.peak_mebibytes()
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak of the set-up
-    for _ in range(3):
+    for _ in range(STEPS):
         runner.step()
     training = resident("VmHWM")
     return {"base": base, "training": training, "whole": max(whole, training)}
+
+
+def give_back() -> None:
+    """Let glibc give back what is freed in blocks of a MiB or more; left to itself it keeps ever larger ones."""
+    threshold = -3  # M_MMAP_THRESHOLD
+    ctypes.CDLL(None).mallopt(threshold, 2**20)
 
 
 def resident(what: str) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -54,33 +54,34 @@ def search(
     targets: Mapping[str, float],
     *,
     round_to: int = 1,
-    normalise: bool = True,
     closely: bool = True,
     rank_by: Cost | None = None,
 ) -> NDArray[np.bool_]:
     """The channels to keep (K), the most valuable for what they cost, under all targets.
 
-    `scores` (K): higher is better; only their ratios within a group count, unless `normalise` is False. `targets`:
-    absolute, by name of a cost. What comes back is never over a target, and no block of channels can be added without
+    `scores` (K): higher is better; only their ratios within a group count. `targets`: absolute, by name of a cost. What comes back is never over a target, and no block of channels can be added without
     going over one. Two targets are both used up, by taking more of the channels that weigh on the one and fewer of
     those that weigh on the other, as far as groups have different ratios of the two costs; what that cannot reach
     stays unused, up to a tenth of the dense cost, beyond which the targets are said to contradict each other.
 
     The rule (ours): keep a channel where its worth (`ladder.build_ladder`) is at least a common price times the cost
     it saves, costs being taken at the network that is left, not at the dense one. Group Fisher (Liu et al. 2021)
-    divides by the saved cost likewise, but at the time of removal, one channel after the other. Prices and network
-    are made to agree by iteration; what is left of the budget is filled up by exact costs. Whatever the scores, no
-    group falls below half of the share that a uniform width would leave it, but for minima and rounding that force
-    it, or where two targets need it: then a quarter, or an eighth.
+    divides by the saved cost likewise, but at the time of removal, one channel after the other. A group as a whole
+    is worth what it costs in the dense network (decision 12): scores say which of its channels matter, and the uniform
+    width is the optimum where they say nothing. Prices and network are made to agree by iteration; what is left of
+    the budget is filled up by exact costs. Whatever the scores, no group falls below half of the share that a uniform
+    width would leave it, but for minima and rounding that force it, or where two targets need it: then a quarter, or
+    an eighth.
 
-    `rank_by`: another cost whose saving importance is divided by, such as bytes or seconds; None: those of the targets.
+    `rank_by`: another cost whose saving importance is divided by, such as bytes or seconds, so that what costs more of
+    it than of the targets' goes first; None: those of the targets.
 
     Raises UnreachableTargetError, and TargetError where two targets contradict each other (not if `closely` is False:
     then one of them may stay unused by any part).
     """
     if scores.shape != (analysis.channels,) or not np.isfinite(scores).all():
         raise EffpError("scores must be one finite number per channel", seen=f"shape {scores.shape}, or not all finite")
-    ladder = build_ladder(analysis, scores, round_to=round_to, normalise=normalise)
+    ladder = build_ladder(analysis, scores, round_to=round_to)
     stairs = {name: Staircase(costs[name], ladder) for name in targets}
     for name, stair in stairs.items():
         if stair(np.zeros_like(ladder.rungs)) > targets[name]:
@@ -91,7 +92,7 @@ def search(
     limits = np.array([targets[name] for name in open_])
     rank = None if rank_by is None or not rank_by.dense else Staircase(rank_by, ladder)
     problem = _Problem(ladder, [stairs[name] for name in open_], limits, rank)
-    at = problem.solve()
+    at = problem.balanced().solve()
     if closely and len(open_) > 1 and problem.slack(at).max() > 1:
         _reject_contradiction(open_, problem.costs(at), problem.limits, np.array([costs[name].dense for name in open_]))
     return ladder.keep(at)
@@ -117,6 +118,12 @@ class _Problem:
         """Of each binding cost, in parts of its limit; last of the cost that is ranked by, if it is another (., G)."""
         own = [stair.price(at) / limit for stair, limit in zip(self.stairs, self.limits, strict=True)]
         return np.array(own if self.rank is None else [*own, self.rank.price(at) / self.rank(self.ladder.rungs)])
+
+    def balanced(self) -> _Problem:
+        """The problem with each group worth what it costs while all is kept, by the costs that bind."""
+        ladder = self.ladder
+        costs = self.prices(ladder.rungs)[: len(self.stairs)].sum(axis=0) * ladder.full / ladder.block
+        return replace(self, ladder=ladder.weighing(costs / max(costs.mean(), 1e-300)))
 
     def tilted(self, prices: Floats, tilt: float) -> Floats:
         """Logarithm of one price per group (G) from those of the costs: their sum, times a power of second over first.

@@ -7,7 +7,7 @@ thousand whole numbers in place of a hundred thousand switches, with costs that 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import gcd, lcm
 
 import numpy as np
@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from effp_fx.cost import Cost, Floats, Ints
 from effp_fx.groups import Analysis, ChannelGroup
 
-# Logarithms of values lie within +-WIDEST, of prices within twice that; one group's keys are therefore STRIDE apart
-# from the next's.
+# Logarithms of values lie within +-WIDEST, of what a group is worth within +-HEAVIEST, of prices within one and a half
+# times WIDEST; one group's keys are therefore STRIDE apart from the next's.
 WIDEST = 80.0
+HEAVIEST = 40.0
 STRIDE = 400.0
 
 
@@ -60,6 +61,11 @@ class Ladder:
         state: Ints = np.clip(np.searchsorted(self.keys, query, side="right") - self.offset, 0, self.rungs)
         return state
 
+    def weighing(self, worth: Floats) -> Ladder:
+        """The same ladder, the values of each group times what the group is worth (G; 0 is as good as nothing)."""
+        logarithms = np.clip(np.log(np.maximum(worth, np.exp(-HEAVIEST))), -HEAVIEST, HEAVIEST)
+        return replace(self, keys=self.keys - np.repeat(logarithms, self.rungs))
+
     def next_value(self, at: Ints) -> Floats:
         """Logarithm of the value of each group's next rung (G); minus infinity for a group that stands on its last."""
         if not len(self.keys):
@@ -68,16 +74,14 @@ class Ladder:
         return np.where(at < self.rungs, np.arange(len(at)) * STRIDE - key, -np.inf)
 
 
-def build_ladder(analysis: Analysis, scores: Floats, *, round_to: int = 1, normalise: bool = True) -> Ladder:
+def build_ladder(analysis: Analysis, scores: Floats, *, round_to: int = 1) -> Ladder:
     """The ladders of all groups, from a finite score per channel (K).
 
-    What a rung is worth (our choice): let a group that keeps the share k of its summed scores count 1/k, times its
-    size; a rung is worth what it takes off that. For the first channels to go this is the score over the group's
-    mean, the usual normalisation; the thinner a group, the more each of its channels is worth, the last one beyond
-    price. Costs are products of counts, and a plain sum of scores under a bound on a product is largest in the
-    corners, with one group full and its neighbour almost empty, whatever the scores; this has its one optimum inside,
-    the uniform width where nothing tells channels apart. With `normalise=False` the worth is scaled back by the
-    group's mean, so that scores compare between groups.
+    What a rung is worth (our choice): let a group that keeps the share k of its summed scores count 1/k; a rung is
+    worth what it takes off that. For the first channels to go this is the score over the group's sum; the thinner a
+    group, the more each of its channels is worth, the last one beyond price. Costs are products of counts, and a plain
+    sum of scores under a bound on a product is largest in the corners, with one group full and its neighbour almost
+    empty, whatever the scores; this has its one optimum inside. All groups count alike; see `Ladder.weighing`.
     """
     spans = [(group.start, group.stop) for group in analysis.groups]
     full = np.array([stop - start for start, stop in spans], dtype=np.int64)
@@ -95,7 +99,7 @@ def build_ladder(analysis: Analysis, scores: Floats, *, round_to: int = 1, norma
     rung_of = np.empty_like(rung)
     rung_of[order] = rung
     offset = np.concatenate([[0], np.cumsum(rungs)])[:-1]
-    values = _values(scores[order], groups, rung, rungs, full, normalise)
+    values = _values(scores[order], groups, rung, rungs, full)
     above_least = np.repeat(np.arange(len(spans)), rungs)
     keys = np.maximum.accumulate(above_least * STRIDE - values) if len(values) else values
     return Ladder(order, rung_of, group_of, full, least, block, rungs, keys, offset)
@@ -120,7 +124,7 @@ def step_of(group: ChannelGroup, round_to: int) -> tuple[int, int]:
     return (least, block) if least <= size else (size, 1)
 
 
-def _values(scores: Floats, groups: Ints, rung: Ints, rungs: Ints, full: Ints, normalise: bool) -> Floats:
+def _values(scores: Floats, groups: Ints, rung: Ints, rungs: Ints, full: Ints) -> Floats:
     """Logarithm of what each rung above the least is worth, group after group, falling within each."""
     count = len(full)
     lowest = np.zeros(count)
@@ -137,8 +141,7 @@ def _values(scores: Floats, groups: Ints, rung: Ints, rungs: Ints, full: Ints, n
     above = np.ones(len(sums), dtype=bool)
     above[first] = False
     below = (running - np.repeat(running[first] - sums[first], levels) - sums)[above]
-    weight = np.repeat(full if normalise else total, rungs)
-    worth = weight * sums[above] / np.maximum(below * (below + sums[above]), 1e-300)
+    worth = sums[above] / np.maximum(below * (below + sums[above]), 1e-300)
     logarithms: Floats = np.clip(np.log(np.maximum(worth, 1e-300)), -WIDEST, WIDEST)
     return logarithms
 

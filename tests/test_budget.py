@@ -175,7 +175,7 @@ def test_a_group_of_nothing_but_zeros_is_a_group_of_equals() -> None:
     assert min(kept_in(analysis, keep)) > 12
 
 
-def test_scores_compare_between_groups_only_if_not_normalised() -> None:
+def test_only_ratios_within_a_group_count() -> None:
     analysis = chain([32, 32, 32, 32]).analysis()
     scores = np.random.default_rng(0).uniform(0.5, 1.5, 128)
     louder = scores * np.repeat([1.0, 5.0, 1.0, 1.0], 32)
@@ -184,8 +184,26 @@ def test_scores_compare_between_groups_only_if_not_normalised() -> None:
     assert (
         search(analysis, scores, {"params": cost}, target) == search(analysis, louder, {"params": cost}, target)
     ).all()
-    raw = search(analysis, louder, {"params": cost}, target, normalise=False)
-    assert kept_in(analysis, raw)[1] > kept_in(analysis, search(analysis, scores, {"params": cost}, target))[1] + 4
+
+
+@pytest.mark.parametrize("names", [("flops",), ("params",), ("flops", "params")])
+def test_the_uniform_width_is_the_optimum_where_nothing_tells_channels_apart(names: tuple[str, ...]) -> None:
+    analysis = chain([64, 32, 128, 64, 256], positions=[4096, 4096, 1024, 1024, 64]).analysis()
+    both = {"flops": flops(analysis), "params": params(analysis)}
+    costs = {name: both[name] for name in names}
+    targets = {name: 0.5 * cost.dense for name, cost in costs.items()}
+    kept = np.array(kept_in(analysis, search(analysis, np.ones(analysis.channels), costs, targets)))
+    shares = kept / [group.channels for group in analysis.groups]
+    assert shares.max() - shares.min() < 0.1
+
+
+def test_what_costs_more_of_the_ranked_cost_goes_first() -> None:
+    analysis = chain([64] * 4, positions=[4096, 4096, 16, 16]).analysis()
+    costs, target = {"params": params(analysis)}, {"params": 0.5 * params(analysis).dense}
+    ones = np.ones(analysis.channels)
+    even = kept_in(analysis, search(analysis, ones, costs, target))
+    ranked = kept_in(analysis, search(analysis, ones, costs, target, rank_by=flops(analysis)))
+    assert ranked[0] < even[0] and ranked[3] > even[3]
 
 
 @pytest.mark.parametrize(

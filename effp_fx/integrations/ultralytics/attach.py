@@ -33,8 +33,9 @@ def prune_trainer(
         yolo.train(data="data.yaml", epochs=100)
 
     Training goes on as Ultralytics does it. Its optimizer steps are counted ahead (warm-up and accumulation included);
-    the mask is fixed after half of them. best.pt is the best of the epochs from then on. Both files hold Ultralytics'
-    and torch's classes only. To resume a run that broke off, do the same with its last.pt and `resume=True`.
+    the mask is fixed after `end` of them (35 %). best.pt is the best of the epochs from then on. Both files hold
+    Ultralytics' and torch's classes only. To resume a run that broke off, do the same with its last.pt and
+    `resume=True`.
 
     Args:
         yolo: a `YOLO` or `RTDETR` object, from a yaml or a .pt, whose training has not begun.
