@@ -30,7 +30,7 @@ class Schedule:
     """
 
     total_steps: int
-    start: float = 0.05
+    start: float = 0.3
     """Part of the session after which the first update comes."""
     end: float = 0.35
     """Part of the session at which the last one comes."""

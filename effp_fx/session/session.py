@@ -53,8 +53,8 @@ class Session:
         target_flops: what is kept: up to 1 a part, above 1 a count. 0.5 if neither target is given.
         target_params: the same for parameters.
         example_inputs: what `model(...)` takes; None: the family's own, or inferred.
-        start, end, updates, regrow: see `Schedule`; ours, chosen from docs/results/session.md. updates=None: twenty, or
-            as many as there are steps for.
+        start, end, updates, regrow: see `Schedule`; ours, chosen by decisions 11 and 13. start=None: six sevenths of
+            `end`. updates=None: twenty, or as many as there are steps for.
         round_to: channel counts become multiples of this, where a group is large enough.
         cost: what importance is divided by, as in `prune`.
         ignore: modules, names or globs whose own channels stay.
@@ -76,7 +76,7 @@ class Session:
         target_flops: float | None = None,
         target_params: float | None = None,
         example_inputs: Any = None,
-        start: float = Schedule.start,
+        start: float | None = None,
         end: float = Schedule.end,
         updates: int | None = None,
         regrow: float = Schedule.regrow,
@@ -87,8 +87,9 @@ class Session:
         progress: Progress = lambda _: None,
         **options: Any,
     ) -> None:
-        whole = Schedule(total_steps, start, end, 1, regrow)
-        self.schedule = replace(whole, updates=fitting(total_steps, start, end) if updates is None else updates)
+        first = Schedule.start / Schedule.end * end if start is None else start
+        whole = Schedule(total_steps, first, end, 1, regrow)
+        self.schedule = replace(whole, updates=fitting(total_steps, first, end) if updates is None else updates)
         self.options = Options.read(
             options, of="Session", beside=inspect.signature(Session).parameters.keys() - {"options"}
         )
