@@ -103,7 +103,15 @@ def trained(
         from effp_fx.integrations.ultralytics import prune_trainer
 
         pruning = prune_trainer(yolo, target_flops=0.5)
-    shared = {"data": data, "imgsz": SIDE, "batch": BATCH, "workers": 0, "plots": False, "project": folder, "nbs": BATCH}
+    shared = {
+        "data": data,
+        "imgsz": SIDE,
+        "batch": BATCH,
+        "workers": 0,
+        "plots": False,
+        "project": folder,
+        "nbs": BATCH,
+    }
     # The default close_mosaic=10 would leave a short run hardly any mosaic: a third of it is without.
     start, cpu_start = time.perf_counter(), time.process_time()
     yolo.train(**shared, epochs=epochs, seed=seed, close_mosaic=epochs // 3, patience=0, optimizer="SGD", lr0=0.01)

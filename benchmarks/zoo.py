@@ -48,6 +48,17 @@ def finished(journal: Path) -> Parts:
     return done
 
 
+def adopt(journal: Path, results: Path) -> None:
+    """Put into the journal what the page's numbers have and it has not."""
+    if not results.exists():
+        return
+    done = finished(journal)
+    rows = json.loads(results.read_text(encoding="utf-8"))["rows"]
+    known = [{**row[part], "spec": row["spec"], "part": part} for row in rows for part in PARTS if row[part]]
+    with journal.open("a", encoding="utf-8") as lines:
+        lines.writelines(json.dumps(entry) + "\n" for entry in known if (entry["spec"], entry["part"]) not in done)
+
+
 def run(models: Iterable[ZooModel], done: Parts, journal: Path, *, jobs: int, limits_s: dict[str, float]) -> None:
     """Measure what is not done yet, of the parts that have a limit; those of a model one after the other."""
     lock = threading.Lock()
@@ -113,11 +124,14 @@ def main() -> None:
     parser.add_argument("--redo", choices=(*PARTS, "all"), action="append", default=[], help="measure this part again")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "zoo", help="where the journal is kept")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where the page is written")
+    parser.add_argument("--adopt", action="store_true", help="begin with the measurements that the page has")
     parser.add_argument("--table-only", action="store_true", help="measure nothing, write the page from the journal")
     options = parser.parse_args()
     limits_s = {part: options.limit if part == "ours" else options.rival_limit for part in options.part or PARTS}
     options.work.mkdir(parents=True, exist_ok=True)
     journal = options.work / "parts.jsonl"
+    if options.adopt:
+        adopt(journal, options.docs / "results" / "zoo.json")
     done, models = finished(journal), zoo()
     pattern = f"*{options.only}*" if options.only else "*"
     chosen = [m for m in models if fnmatch.fnmatch(m.spec, pattern) or fnmatch.fnmatch(m.group, pattern)]
