@@ -5,8 +5,8 @@
 Every run is a process of its own and a line in docs/results/integrations_map.jsonl; a line that is there is not run
 again. `seconds` is the clock's from the call of `train` to its return, analysis and compaction included, on as many
 threads as given, `cpu_seconds` the processor's; mAP is that of best.pt on images that neither training nor the choice
-of best.pt has seen. The optimizer steps at every batch (`nbs=16`): with Ultralytics' default of 64 images a step, so few
-images make a few hundred steps.
+of best.pt has seen. The optimizer steps at every batch (`nbs=16`): with Ultralytics' default of 64 images a step, so
+few images make a few hundred steps.
 """
 
 from __future__ import annotations

@@ -59,10 +59,11 @@ def search(
 ) -> NDArray[np.bool_]:
     """The channels to keep (K), the most valuable for what they cost, under all targets.
 
-    `scores` (K): higher is better; only their ratios within a group count. `targets`: absolute, by name of a cost. What comes back is never over a target, and no block of channels can be added without
-    going over one. Two targets are both used up, by taking more of the channels that weigh on the one and fewer of
-    those that weigh on the other, as far as groups have different ratios of the two costs; what that cannot reach
-    stays unused, up to a tenth of the dense cost, beyond which the targets are said to contradict each other.
+    `scores` (K): higher is better; only their ratios within a group count. `targets`: absolute, by name of a cost. What
+    comes back is never over a target, and no block of channels can be added without going over one. Two targets are
+    both used up, by taking more of the channels that weigh on the one and fewer of those that weigh on the other, as
+    far as groups have different ratios of the two costs; what that cannot reach stays unused, up to a tenth of the
+    dense cost, beyond which the targets are said to contradict each other.
 
     The rule (ours): keep a channel where its worth (`ladder.build_ladder`) is at least a common price times the cost
     it saves, costs being taken at the network that is left, not at the dense one. Group Fisher (Liu et al. 2021)
