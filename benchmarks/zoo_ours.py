@@ -34,9 +34,7 @@ class Row:
     """What one model gave. Ratios are kept over dense, seconds as the process counts them, on one thread."""
 
     spec: str
-    status: str = (
-        "crash"  # ok, wrong (does not verify), unreachable (0.5 cannot be met, a milder target was), crash, timeout
-    )
+    status: str = "crash"  # ok, wrong (does not verify), unreachable (0.5 cannot be met), crash, timeout
     message: str = ""
     nodes: int | None = None
     groups: int | None = None
@@ -59,7 +57,10 @@ def row(spec: str) -> Row:
     done = Row(spec)
     try:
         model, example, built = subject(spec)
-        _prune(done, model, example, built)
+        try:
+            _prune(done, model, example, built)
+        except UnreachableTargetError:
+            _only_traced(done, model, example)
     except Exception as error:
         done.message = first_line(error)
     done.peak_mib = round(isolated.peak_mebibytes(), 1)
@@ -68,11 +69,7 @@ def row(spec: str) -> Row:
 
 def _prune(done: Row, model: nn.Module, example: Any, built: Built) -> None:
     result = _first_reachable(done, model, example)
-    trace = result.trace
-    done.nodes, done.groups = len(trace.graph_module.graph.nodes), len(trace.groups)
-    done.flops, done.params = float(trace.flops), int(trace.params)
-    done.prunable = float(trace.prunable_flops_share)
-    done.frozen = sum(frozen.channels for frozen in trace.frozen)
+    _note(done, result.trace)
     done.flops_kept = result.flops_after / result.flops_before
     done.params_kept = result.params_after / result.params_before
     room = (done.target or 0.0) * result.flops_before - result.flops_after
@@ -84,16 +81,34 @@ def _prune(done: Row, model: nn.Module, example: Any, built: Built) -> None:
     done.train_step = train_step(result.model, built)
 
 
+def _only_traced(done: Row, model: nn.Module, example: Any) -> None:
+    """What there is to say of a model whose channels stay, all but all of them: none of the targets is met."""
+    _note(done, api.trace(model, example))
+    done.status, done.target = "unreachable", None
+
+
+def _note(done: Row, trace: api.Trace) -> None:
+    done.nodes, done.groups = len(trace.graph_module.graph.nodes), len(trace.groups)
+    done.flops, done.params = float(trace.flops), int(trace.params)
+    done.prunable = float(trace.prunable_flops_share)
+    done.frozen = sum(frozen.channels for frozen in trace.frozen)
+
+
 def _first_reachable(done: Row, model: nn.Module, example: Any) -> Any:
     for target in TARGETS:
         try:
             done.target = target
             return api.prune_reported(model, example, target_flops=target)
         except UnreachableTargetError as error:
-            done.message = done.message or first_line(error)
+            done.message = done.message or "; ".join([first_line(error), *_largest_reason(error)])
             if target == TARGETS[-1]:
                 raise
     raise AssertionError("no target was tried")
+
+
+def _largest_reason(error: UnreachableTargetError) -> list[str]:
+    """The first line of what stands in the way, if anything does."""
+    return [line.strip() for line in (error.seen or "").splitlines()[1:2]]
 
 
 def train_step(model: nn.Module, built: Built) -> str:

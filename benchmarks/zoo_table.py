@@ -17,7 +17,8 @@ Every model is built with random weights, then every scale, shift, statistic and
 them matters. The target is half the FLOPs (`torch.utils.flop_counter`).
 
 - **FLOPs, params**: what is left, over dense. **1 channel**: whether the FLOPs are under the target by no more than one
-  channel costs. A target in brackets: 0.5 cannot be reached there, and the reason is in the JSON.
+  channel costs. A target in brackets: 0.5 cannot be reached there; `unreachable`: nor can 0.95, for all channels hang
+  together. The largest reason is at the end of the section.
 - **error**: masked network against compact network, the largest relative difference over all outputs, float64. For
   Torch-Pruning: what it left against the dense network with the channels that it cut zeroed, over the outputs and over
   every layer that lost nothing. `ok` means at most 1e-9.
@@ -82,14 +83,18 @@ def ours_table(rows: list[Row]) -> str:
 def _ours_line(row: Row) -> list[str]:
     ours = row["ours"]
     if not ours or ours.get("flops_kept") is None:
-        return [_name(row), *["-"] * 3, _status(ours), *["-"] * 10]
+        found = ["-"] * 3 if not ours or ours.get("nodes") is None else _found(ours)
+        return [_name(row), *found, _status(ours), *["-"] * 10]
     target = "" if ours["target"] == 0.5 else f" ({ours['target']})"
     seconds = [_number(ours["seconds"].get(part), 2) for part in ("capture", "analysis", "trial", "plan", "lowering")]
     trains = "yes" if ours["train_step"] == "yes" else "no"
     within = "yes" if ours["within_one_channel"] else "no"
-    found = [str(ours["nodes"]), str(ours["groups"]), _number(ours["prunable"], 3)]
     reached = [_number(ours["flops_kept"], 4) + target, _number(ours["params_kept"], 3), within]
-    return [_name(row), *found, *reached, _error(ours), trains, *seconds, _number(ours["peak_mib"], 0)]
+    return [_name(row), *_found(ours), *reached, _error(ours), trains, *seconds, _number(ours["peak_mib"], 0)]
+
+
+def _found(ours: Row) -> list[str]:
+    return [str(ours["nodes"]), str(ours["groups"]), _number(ours["prunable"], 3)]
 
 
 def rival_table(rows: list[Row]) -> str:

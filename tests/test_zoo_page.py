@@ -1,10 +1,11 @@
 """The zoo's driver and page: it goes on where it stopped, and shows what it was given, nothing else."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks import compile_time, zoo, zoo_table
+from benchmarks import compile_time, zoo, zoo_ours, zoo_table
 from benchmarks.zoo_models import ZooModel
 from effp_fx.bench import residual_chain
 
@@ -52,6 +53,26 @@ def test_a_crash_keeps_its_row_and_its_reason() -> None:
     page = zoo_table.page({}, [_row(ours={"status": "crash", "message": "KeyError: 'x'"})])
     assert "| net18 | - | - | - | crash |" in page
     assert "effp_fx: crash. `KeyError: 'x'`" in page
+
+
+def test_a_model_whose_channels_all_hang_together_says_what_was_found_and_why() -> None:
+    row = zoo_ours.row("timm:convnextv2_atto")
+    assert row.status == "unreachable" and row.nodes and row.flops_kept is None
+    assert "(50 % of the dense" in row.message and "shares its statistics with every other channel" in row.message
+    page = zoo_table.page({}, [_row(ours=asdict(row))])
+    assert f"| net18 | {row.nodes} | 0 | 0.000 | unreachable |" in page
+    assert "effp_fx: unreachable. `UnreachableTargetError: flops cannot be brought down" in page
+
+
+def test_what_the_page_has_is_not_measured_again(tmp_path: Path) -> None:
+    journal, results = tmp_path / "parts.jsonl", tmp_path / "zoo.json"
+    zoo.adopt(journal, results)
+    assert not journal.exists()
+    results.write_text(json.dumps({"rows": [_row(ours=OURS, recipe=THEIRS)]}), encoding="utf-8")
+    journal.write_text(json.dumps({"spec": _row()["spec"], "part": "recipe", "status": "mine"}) + "\n")
+    zoo.adopt(journal, results)
+    done = zoo.finished(journal)
+    assert {part: entry["status"] for (_, part), entry in done.items()} == {"recipe": "mine", "ours": "ok"}
 
 
 def test_the_last_line_counts_and_one_cut_off_by_a_kill_is_passed_over(tmp_path: Path) -> None:
