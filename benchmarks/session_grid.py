@@ -31,7 +31,7 @@ ABLATIONS: dict[str, list[dict[str, Any]]] = {
     "drift": [{"drift": value} for value in (0.0, 0.1, 0.3)],
     "alpha": [{"alpha": value} for value in (0.1, 10.0)],
     "threshold": [{"threshold": value} for value in (0.001, 0.1)],
-    "schedule": [{"end": 0.25}, {"end": 0.5}, {"end": 0.75}, {"start": 0.2}],
+    "schedule": [{"start": 0.05}, {"start": 0.2}, {"end": 0.2}, {"end": 0.5}, {"end": 0.75}],
     "shrink": [{"shrink": value} for value in (0.0, 20.0, 50.0, 100.0)],
     "regrow": [{"regrow": 0.5}],
     "regrow by": [{"regrow_by": "random"}],
