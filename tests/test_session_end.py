@@ -68,6 +68,25 @@ def test_targets_are_met_from_above_and_compact_equals_masked(name: str, options
     same_and_still_trains(model, session)
 
 
+@pytest.mark.parametrize(
+    ("options", "steps", "updates"),
+    [
+        ({}, (300, 350), 20),
+        ({"end": 0.7}, (600, 700), 20),
+        ({"start": 0.1}, (100, 350), 20),
+        ({"end": 0.02}, (17, 20), 4),
+    ],
+    ids=str,
+)
+def test_the_first_update_comes_late_wherever_the_last_one_is(
+    options: dict[str, float], steps: tuple[int, int], updates: int
+) -> None:
+    model = net()
+    session = Session(model, sgd(model), 1000, example_inputs=batch(0, 2)[0], **options)
+    found = session.schedule.update_steps
+    assert (found[0], found[-1]) == steps and len(found) == updates
+
+
 def groups(session: Session) -> Any:
     return session.analysis.groups
 
