@@ -61,7 +61,9 @@ class Schedule:
                 f"total_steps is too small for {wanted} from {self.start:.0%} to {self.end:.0%} of it",
                 seen=f"{self.total_steps} steps",
                 expected=f"at least {self._least()}",
-                mend="train longer" if self.updates == 1 else "train longer, or ask for fewer updates=",
+                mend="train longer"
+                if self.updates == 1
+                else "train longer, ask for fewer updates=, or begin earlier: start=",
             )
 
     def _least(self) -> int:

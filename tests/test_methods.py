@@ -59,7 +59,7 @@ def brisk(name: str) -> Any:
     """The method with fewer updates, where it has some: each searches for a plan."""
     method: Any = find_method(name)
     if isinstance(method, EFFP):
-        return EFFP({**method.options, "updates": 4})
+        return EFFP({**method.options, "updates": 4, "start": 0.05})
     if isinstance(method, EagleEye):  # in a net this small few draws come so near
         return EagleEye(candidates=3, tolerance=0.03)
     return replace(method, updates=4) if hasattr(method, "updates") else method
