@@ -67,7 +67,7 @@ def test_a_moving_average_that_fit_returns_is_compacted_in_place_of_the_model() 
     averages: list[nn.Module] = []
 
     def fit(copy: nn.Module, session_factory: Any) -> nn.Module:
-        trained(copy, session_factory, updates=5)
+        trained(copy, session_factory, updates=4)
         averages.append(torch.optim.swa_utils.AveragedModel(copy))
         with torch.no_grad():
             averages[0].module[7].bias.fill_(7.0)

@@ -122,7 +122,7 @@ def test_blocks_split_alike_in_their_own_export(narrow: str) -> None:
 def test_a_run_that_broke_off_is_resumed_with_its_mask(narrow: str, data: str, tmp_path: Path) -> None:
     arguments = yolo_run.arguments(data, tmp_path, "run", epochs=4)
     yolo = ultralytics.YOLO(narrow)
-    first = prune_trainer(yolo, target_flops=0.5, end=0.8, updates=4)
+    first = prune_trainer(yolo, target_flops=0.5, start=0.1, end=0.8, updates=4)
     broken_at(yolo, "on_fit_epoch_end", 1)
     with pytest.raises(Broken):
         yolo.train(**arguments)
@@ -130,12 +130,12 @@ def test_a_run_that_broke_off_is_resumed_with_its_mask(narrow: str, data: str, t
     last = tmp_path / "run" / "weights" / "last.pt"
 
     other = ultralytics.YOLO(str(last))
-    prune_trainer(other, target_flops=0.4, end=0.8, updates=4)
+    prune_trainer(other, target_flops=0.4, start=0.1, end=0.8, updates=4)
     with pytest.raises(SessionError, match="another targets"):
         other.train(resume=True)
 
     yolo = ultralytics.YOLO(str(last))
-    second = prune_trainer(yolo, target_flops=0.5, end=0.8, updates=4)
+    second = prune_trainer(yolo, target_flops=0.5, start=0.1, end=0.8, updates=4)
     taken: list[tuple[int, Any]] = []
     yolo.add_callback("on_train_start", lambda _: taken.append((second.session.step, second.session.keep)))
     yolo.train(resume=True)
