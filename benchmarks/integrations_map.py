@@ -107,10 +107,10 @@ def trained(
         "data": data,
         "imgsz": SIDE,
         "batch": BATCH,
+        "nbs": BATCH,
         "workers": 0,
         "plots": False,
         "project": folder,
-        "nbs": BATCH,
     }
     # The default close_mosaic=10 would leave a short run hardly any mosaic: a third of it is without.
     start, cpu_start = time.perf_counter(), time.process_time()

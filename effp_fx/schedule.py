@@ -63,7 +63,7 @@ class Schedule:
                 expected=f"at least {self._least()}",
                 mend="train longer"
                 if self.updates == 1
-                else "train longer, ask for fewer updates=, or begin earlier: start=",
+                else "train longer, ask for fewer updates, or begin earlier (start)",
             )
 
     def _least(self) -> int:

@@ -34,7 +34,22 @@ def said(capsys: Captured) -> Any:
 def test_a_session_from_the_command_line_to_the_compact_model(scenes: str, tmp_path: Path, capsys: Captured) -> None:
     out = tmp_path / "out"
     targets = ("--target-flops", 0.5, "--target-params", 0.6)
-    options = ("--epochs", 5, "--batch-size", 4, "--updates", 2, "--ema", 0.9, "--eval-every", 3, "-o", out)
+    options = (
+        "--epochs",
+        5,
+        "--batch-size",
+        4,
+        "--updates",
+        5,
+        "--start",
+        0.05,
+        "--ema",
+        0.9,
+        "--eval-every",
+        3,
+        "-o",
+        out,
+    )
     assert run("train", MODEL, "--data", scenes, *targets, *options, "--json") == 0
     captured = capsys.readouterr()
     found = json.loads(captured.out)

@@ -41,6 +41,7 @@ def train(
     weights: Annotated[Path | None, typer.Option(metavar="FILE", help="Begin from these weights.")] = None,
     on_error: OnErrorOption = "stop",
     updates: Annotated[int | None, typer.Option(help="How often the mask is chosen anew.")] = None,
+    start: Annotated[float | None, typer.Option(help="Part of the steps after which pruning begins.")] = None,
     round_to: RoundTo = 1,
     ignore: Ignore = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that load images.")] = 0,
@@ -57,6 +58,7 @@ def train(
     session: dict[str, Any] = {"round_to": round_to, "ignore": tuple(ignore or ())}
     if target_flops == 1 and target_params in (None, 1):
         dense, target_flops, target_params = True, None, None
+    asked = {"updates": updates, "start": start}
     task = Task(
         model,
         data,
@@ -73,7 +75,7 @@ def train(
         target_flops=target_flops,
         target_params=target_params,
         dense=dense,
-        session=session if updates is None else {**session, "updates": updates},
+        session=session | {name: value for name, value in asked.items() if value is not None},
         weights=weights,
         split=split,
         val_split=val_split,
