@@ -46,7 +46,7 @@ bench: $(VENV)/.dev  ## time of capture, analysis, plan and lowering against the
 bench-session: $(VENV)/.dev  ## EFFP against dense, uniform and one-shot training: docs/results/session.md (hours)
 	$(BIN)/python -m benchmarks.session
 
-bench-methods: $(VENV)/.dev  ## every method at 0.5 and 0.3, three seeds: docs/results/methods.md (hours; goes on where it stopped)
+bench-methods: $(VENV)/.dev  ## every method on two nets, three seeds: docs/results/methods.md (hours; goes on where it stopped)
 	$(BIN)/python -m benchmarks.methods
 
 bench-export: $(VENV)/.dev  ## eleven detectors, dense and pruned, every part in ONNX Runtime: docs/results/export.md

@@ -7,7 +7,7 @@ import math
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks import machine, readme
 from effp_fx.report.grid_report import GridReport, GridRow, GridRun, grid_json, grid_pictures, grid_rows, spread
@@ -21,27 +21,34 @@ standard deviation over the seeds. Minutes: of one core's time (CPU), all that a
 Latency: median of the whole network in ONNX Runtime, seed 0, all networks in turns. `-`: trained on another machine,
 whose times would not compare.
 """
+LENGTHS = ("shorter", "longer")
+"""The grids that are trained for longer or shorter than the others."""
 PAPER = {"map": "+0.78 %", "time": "-42 %"}
 """What Ko et al. (2024) report for EFFP against TCFP on SSD at half the FLOPs and half the parameters."""
 
 
-def write(
-    folder: Path,
-    found: GridReport,
-    shorter: GridReport,
-    cells: int,
-    scenes: Mapping[str, Any],
-    facts: dict[str, str],
-) -> None:
-    """docs/results/methods.md, methods.json and the pictures; `shorter` is EFFP with fewer epochs."""
+NUMBERS = "methods.json"
+
+
+def write(folder: Path, found: Mapping[str, GridReport], scenes: Mapping[str, Any], facts: dict[str, str]) -> None:
+    """docs/results/methods.md, methods.json and the pictures.
+
+    Args:
+        folder: docs/results.
+        found: by the name of the grid: those of a net with all methods, and `shorter`, EFFP, and `longer`, TCFP, with
+            fewer and more epochs; the first one is also what the pictures and the README show.
+        scenes: what the data set was made from.
+        facts: of the machine.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     about = {"machine": facts, "scenes": dict(scenes)}
-    text = json.dumps({**about, **grid_json(found), "shorter": grid_json(shorter)}, indent=1)
-    (folder / "methods.json").write_text(text + "\n", encoding="utf-8")
-    for name, picture in grid_pictures(found).items():
+    text = json.dumps({**about, "parts": {name: grid_json(part) for name, part in found.items()}}, indent=1)
+    (folder / NUMBERS).write_text(text + "\n", encoding="utf-8")
+    first = next(iter(found.values()))
+    for name, picture in grid_pictures(first).items():
         (folder / f"methods_{name}.svg").write_text(picture, encoding="utf-8")
-    (folder / "methods.md").write_text(page(found, shorter, cells, scenes, facts), encoding="utf-8")
-    readme.put(folder.parent, "methods", in_short(found))
+    (folder / "methods.md").write_text(page(found, scenes, facts), encoding="utf-8")
+    readme.put(folder.parent, "methods", in_short(first))
 
 
 def in_short(found: GridReport) -> str:
@@ -61,31 +68,48 @@ def in_short(found: GridReport) -> str:
     return "\n".join([*lines, "", verdict([row for row in rows if row.target == largest], largest)])
 
 
-def page(found: GridReport, shorter: GridReport, cells: int, scenes: Mapping[str, Any], facts: dict[str, str]) -> str:
+def page(found: Mapping[str, GridReport], scenes: Mapping[str, Any], facts: dict[str, str]) -> str:
     """The whole page; trainings that are missing are counted."""
-    rows = grid_rows(found.runs)
-    targets = sorted({row.target for row in rows if row.target is not None}, reverse=True)
-    failed = [f"- {run.method} at {run.target}, seed {run.seed}: {run.failed}" for run in found.runs if run.failed]
+    missing = sum(part.missing for part in found.values())
+    failed = [
+        f"- {name}, {run.method} at {run.target}, seed {run.seed}: {run.failed}"
+        for name, part in found.items()
+        for run in part.runs
+        if run.failed
+    ]
+    other = [found[name] for name in LENGTHS if name in found]
     parts = [
         "# Every method on one bench",
-        "Written by `make bench-methods`; the numbers are in [methods.json](methods.json).",
-        f"Not trained yet, or failed: {found.missing} of {cells} runs." if found.missing else "",
+        f"Written by `make bench-methods`; the numbers are in [{NUMBERS}]({NUMBERS}).",
+        f"Not trained yet, or failed: {missing} runs." if missing else "",
         machine.as_markdown(facts),
         "- scenes: " + ", ".join(f"{name} {value}" for name, value in scenes.items()),
-        f"- net: `{found.model}`, {found.epochs} epochs",
         LEGEND.strip(),
     ]
-    dense = [row for row in rows if row.target is None]
-    for target in targets:
-        own = [row for row in rows if row.target == target]
-        parts += [f"## {target:g} of the FLOPs, {target:g} of the parameters", _markdown([*dense, *own])]
-        brief = [row for row in grid_rows(shorter.runs) if row.target == target]
-        parts += [verdict(own, target), claims(own, brief, found.epochs, shorter.epochs)]
-    if targets:
-        parts += ["## Pictures", "![mAP over FLOPs](methods_map_over_flops.svg)"]
-        parts += ["![mAP over training time](methods_map_over_time.svg)"]
+    for name, part in found.items():
+        if name not in LENGTHS:
+            parts += _net(part, [one for one in other if one.model == part.model])
+    if any(part.runs for part in found.values()):
+        parts += ["## Pictures", "Of the first net."]
+        parts += [
+            "![mAP over FLOPs](methods_map_over_flops.svg)",
+            "![mAP over training time](methods_map_over_time.svg)",
+        ]
     parts += ["## Failed", "\n".join(failed)] if failed else []
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _net(found: GridReport, other: list[GridReport]) -> list[str]:
+    """All about one net; `other` are trainings of other lengths on it."""
+    rows = grid_rows(found.runs)
+    dense = [row for row in rows if row.target is None]
+    parts = [f"## `{found.model}`, {found.epochs} epochs"]
+    for target in sorted({row.target for row in rows if row.target is not None}, reverse=True):
+        own = [row for row in rows if row.target == target]
+        parts += [f"### {target:g} of the FLOPs, {target:g} of the parameters", _markdown([*dense, *own])]
+        lengths = [Trained(row, one.epochs) for one in other for row in grid_rows(one.runs) if row.target == target]
+        parts += [verdict(own, target), claims([Trained(row, found.epochs) for row in own], lengths)]
+    return parts
 
 
 def verdict(rows: list[GridRow], target: float) -> str:
@@ -112,24 +136,34 @@ def _gap(row: GridRow, other: GridRow) -> float | None:
     return statistics.mean(one.map - two.map for one, two in pairs) if pairs else None
 
 
-def claims(rows: list[GridRow], brief: list[GridRow], epochs: int, fewer: int) -> str:
+class Trained(NamedTuple):
+    """A row, and for how many epochs its networks were trained."""
+
+    row: GridRow
+    epochs: int
+
+
+def claims(rows: list[Trained], lengths: list[Trained]) -> str:
     """What the paper claims against TCFP, and what was measured here, over the seeds that both have; nothing where one
     of the two is missing.
 
-    The paper's shorter training is one at no less mAP, so EFFP with fewer epochs stands beside TCFP with all.
+    The paper's shorter training is one at no less mAP, so EFFP with fewer epochs stands beside TCFP with all, and EFFP
+    with all beside TCFP with more.
     """
-    by_name = {row.method: row for row in rows}
-    if not {"effp", "tcfp"} <= by_name.keys():
+    effp, tcfp = ([one for one in rows if one.row.method == name] for name in ("effp", "tcfp"))
+    if not effp or not tcfp:
         return ""
-    tcfp = by_name["tcfp"]
+    pairs = [(effp[0], tcfp[0])]
+    pairs += [(one, tcfp[0]) for one in lengths if one.row.method == "effp"]
+    pairs += [(effp[0], one) for one in lengths if one.row.method == "tcfp"]
     lines = ["| EFFP against TCFP | epochs | mAP, points | training time |", "| --- | --: | --: | --: |"]
-    for row, many in [(by_name["effp"], epochs), *((row, fewer) for row in brief)]:
-        pairs, gap = _shared(row, tcfp), _gap(row, tcfp)
+    for ours, theirs in pairs:
+        shared, gap = _shared(ours.row, theirs.row), _gap(ours.row, theirs.row)
         if gap is None:
             continue
-        time = sum(one.cpu_seconds for one, _ in pairs) / sum(two.cpu_seconds for _, two in pairs) - 1
+        time = sum(one.cpu_seconds for one, _ in shared) / sum(two.cpu_seconds for _, two in shared) - 1
         said = f"{100 * time:+.0f} %" if math.isfinite(time) else "-"
-        lines.append(f"| here | {many} against {epochs} | {100 * gap:+.2f} | {said} |")
+        lines.append(f"| here | {ours.epochs} against {theirs.epochs} | {100 * gap:+.2f} | {said} |")
     return "\n".join([*lines, f"| in the paper | - | {PAPER['map']} | {PAPER['time']} |"])
 
 

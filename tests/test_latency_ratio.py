@@ -26,7 +26,11 @@ def test_runs_are_kept_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         seconds = {"dense": 0.08, "round_to=8": 0.044}
         return {name: {"median": seconds[name], "quartiles": [0.04, 0.09], "rounds": 5} for name in names}
 
+    def by_layer(file: Path, _: Path) -> dict[str, float]:
+        return {"stem": 0.03, "body": 0.05} if file.stem == "dense" else {"stem": 0.03, "body": 0.014}
+
     monkeypatch.setattr(latency_ratio, "timed", timed)
+    monkeypatch.setattr(latency_ratio, "_by_layer", by_layer)
     options = ["--models", "effp:net", "--networks", "round_to=8"]
     options += ["--files", str(tmp_path / "files"), "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["latency_ratio", *options])
@@ -41,4 +45,5 @@ def test_runs_are_kept_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert asked == [1, 2]
     page = (tmp_path / "latency.md").read_text(encoding="utf-8")
     assert "| effp:net | 2 | round_to=8 | 4.00 | 0.500 | 44.0 ms (40.0 to 90.0) | 0.550 | 1.10 |" in page
+    assert "| stem | 30.00 | 30.00 | +0.375 |" in page and "| body | 50.00 | 14.00 | -0.275 |" in page
     assert str(tmp_path) not in page

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import onnx
 import torch
 from torch import nn
 
@@ -145,22 +146,28 @@ def layer_times(networks: Sequence[Network], folder: Path, threads: int, rounds:
 
 
 def profiled(file: str | os.PathLike[str], folder: Path, threads: int, rounds: int) -> dict[str, tuple[str, float]]:
-    """Op type and median seconds of each op of an ONNX file, by ONNX Runtime's own profiler."""
+    """Op type and median seconds of each op of an ONNX file, by ONNX Runtime's own profiler.
+
+    Convolutions have the names of the file's nodes, which are those of the layers, whatever ONNX Runtime makes of them;
+    what it fuses has names of its own.
+    """
     events = onnx_profile(file, folder, runs=rounds + 2, threads=threads)
+    # Put into blocks of channels, a node is called after what it hands out.
+    named = {
+        f"{output}_nchwc": node.name
+        for node in onnx.load(file, load_external_data=False).graph.node
+        for output in node.output
+    }
     taken: dict[str, list[float]] = defaultdict(list)
     kinds: dict[str, str] = {}
     for event in events:
         if event.get("cat") != "Node" or not event["name"].endswith("_kernel_time"):
             continue
-        name = _own_name(event["name"].removesuffix("_kernel_time"))
+        name = event["name"].removesuffix("_kernel_time")
+        name = named.get(name, name)
         taken[name].append(1e-6 * event["dur"])
         kinds[name] = event["args"]["op_name"]
     return {name: (kinds[name], statistics.median(seconds)) for name, seconds in taken.items()}
-
-
-def _own_name(name: str) -> str:
-    """A convolution's name, whether or not ONNX Runtime has put it into blocks of channels, where it is renamed."""
-    return name.removesuffix("_nchwc").removesuffix("_output_0")
 
 
 def _compiled(model: nn.Module) -> nn.Module:
