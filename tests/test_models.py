@@ -36,6 +36,8 @@ OTHERS = [
         ("ultralytics", "ultralytics", "yolo11n.yaml"),
         ("ultralytics", "ultralytics", "yolov10n.yaml?nc=3"),
         ("ultralytics", "ultralytics", "yolov8n-cls.yaml"),
+        ("ultralytics", "ultralytics", "yolov8n-worldv2.yaml"),
+        ("ultralytics", "ultralytics", "yoloe-11n-seg.yaml"),
         ("timm", "timm", "test_resnet"),
         ("hf", "transformers", "yolos?num_hidden_layers=2"),
         ("hf", "transformers", "detr?encoder_layers=1&decoder_layers=1"),
@@ -193,6 +195,7 @@ def test_wrong_specs_say_what_is_wrong(spec: str, message: str, mend: str | None
     ("spec", "message"),
     [
         pytest.param("ultralytics:yolov8q.yaml", "ultralytics has no model", marks=pytest.mark.ultralytics),
+        pytest.param("ultralytics:yolov10nn.yaml", "ultralytics has no model", marks=pytest.mark.ultralytics),
         pytest.param("ultralytics:yolov8n.yaml?colour=1", "does not take", marks=pytest.mark.ultralytics),
         pytest.param("timm:resnt18", "resnet18", marks=pytest.mark.timm),
         pytest.param("timm:resnet18?colour=1", "does not take", marks=pytest.mark.timm),

@@ -16,8 +16,11 @@ from effp_fx.models.spec import import_family, unknown_name, wrong_options
 
 _IMAGE_SIDE = 320  # a multiple of every stride (8 to 64), and quick on a CPU
 _CLASS_SIDE = 224
-# Words in a yaml's name -> the class in ultralytics.nn.tasks; the first that fits.
+# Patterns in a yaml's name -> the class in ultralytics.nn.tasks; the first that fits.
 _TASKS = (
+    ("yoloe.*-seg", "YOLOESegModel"),
+    ("yoloe", "YOLOEModel"),
+    ("-world", "WorldModel"),
     ("rtdetr", "RTDETRDetectionModel"),
     ("-seg", "SegmentationModel"),
     ("-pose", "PoseModel"),
@@ -50,7 +53,7 @@ class UltralyticsAdapter(Adapter):
             return _from_checkpoint(tasks, name, options)
         if not Path(name).is_file() and name not in _shipped():
             raise unknown_name(self.name, name, _shipped())
-        kind = next((kind for word, kind in _TASKS if word in Path(name).stem), "DetectionModel")
+        kind = next((kind for word, kind in _TASKS if re.search(word, Path(name).stem)), "DetectionModel")
         try:
             model: nn.Module = getattr(tasks, kind)(name, verbose=False, **options)
         except TypeError as error:
@@ -141,5 +144,6 @@ def _shipped() -> list[str]:
     for path in root.rglob("*.yaml"):
         names.add(path.name)
         for scale in yaml.safe_load(path.read_text()).get("scales", ()):
-            names.add(re.sub(r"^(yolo[a-z-]*\d+)", rf"\g<1>{scale}", path.name))
+            if not re.match(rf"yolo[a-z-]*\d+{scale}", path.name):  # yolov10n.yaml bears its letter
+                names.add(re.sub(r"^(yolo[a-z-]*\d+)", rf"\g<1>{scale}", path.name))
     return sorted(names)
