@@ -16,6 +16,8 @@ from effp_fx.plan import ATTRIBUTE, Plan, plan_of
 
 Shapes = Mapping[str, tuple[int, ...]]
 Attributes = dict[str, dict[str, Any]]
+Cut = Mapping[int, tuple[int, ...]]
+"""Dimension -> the indices that are kept of it."""
 
 _WEIGHTS = (
     "weight",
@@ -124,14 +126,41 @@ def set_attributes(model: nn.Module, attributes: Mapping[str, Mapping[str, Any]]
             setattr(modules[path], name, type(old)(value) if isinstance(old, (tuple, list)) else value)
 
 
-def sliced_copy(model: nn.Module, plan: Plan) -> nn.Module:
-    """A deep copy in which the weights are sliced already, so that the dense ones are never held twice."""
+class Slices:
+    """The parameters of copies that are for looking at shapes: made once for as long as they are cut alike.
+
+    Such copies share them; buffers, which a forward pass writes to, are each copy's own.
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[str, tuple[Cut, Tensor]] = {}
+
+    def of(self, name: str, parameter: Tensor, keep: Cut) -> Tensor:
+        """The parameter cut to these indices of its dimensions."""
+        known = self._made.get(name)
+        if known is None or known[0] != keep:
+            value = parameter.detach()
+            known = keep, _like(parameter, _sliced(value, keep) if keep else value.clone())
+            self._made[name] = known
+        return known[1]
+
+
+def sliced_copy(model: nn.Module, plan: Plan, slices: Slices | None = None) -> nn.Module:
+    """A deep copy in which the weights are sliced already, so that the dense ones are never held twice.
+
+    Args:
+        model: left as it is.
+        plan: what to keep.
+        slices: where the copy has its parameters from and leaves them for the next one; None: they are its own.
+    """
     memo: Memo = {}
     for tensor, name in _weights(model):
         planned = plan.tensors.get(name)
-        if planned is None or not planned.keep:
-            continue
-        memo[id(tensor)] = _like(tensor, _sliced(tensor.detach(), planned.keep))
+        keep = planned.keep if planned is not None else {}
+        if slices is not None and type(tensor) is nn.Parameter:
+            memo[id(tensor)] = slices.of(name, tensor, keep)
+        elif keep:
+            memo[id(tensor)] = _like(tensor, _sliced(tensor.detach(), keep))
     try:
         return copied(model, memo)
     except Exception as error:  # deepcopy runs the user's own __deepcopy__: anything can come out
@@ -157,7 +186,7 @@ def _like(old: Tensor, new: Tensor) -> Tensor:
     return new.requires_grad_(old.requires_grad)
 
 
-def _sliced(tensor: Tensor, keep: Mapping[int, tuple[int, ...]]) -> Tensor:
+def _sliced(tensor: Tensor, keep: Cut) -> Tensor:
     channels_last = (
         tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
     )

@@ -68,7 +68,8 @@ def refit(work: Tracing, keep: Keep) -> bool:
     as wholes, for one.
     """
     for part in work.analysis.graphs:
-        mismatch = trial.run(work.model, work.analysis, part, work.example_of(part.capture), work.rules, keep)
+        example = work.example_of(part.capture)
+        mismatch = trial.Trial(work.model, work.analysis, part, example, work.rules, keep).run()
         if mismatch is not None and len(mismatch.channels):
             work.freeze(mismatch.channels, mismatch.reason())
             work.settle(lambda _: None)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch.utils._pytree as pytree
 from torch import fx, nn
 
 from effp_fx import graph
-from effp_fx.groups import Analysis, Channels, Graph, Keep
-from effp_fx.inputs import Example
-from effp_fx.trial import Mismatch, SizeRule, is_op, op_key, run
+from effp_fx.groups import Channels, Graph
+from effp_fx.trial import Mismatch, SizeRule, Trial, is_op, op_key
 from effp_fx.watcher import Step
 
 _MOST_TRIED = 6
@@ -98,25 +98,17 @@ def _integers(step: Step) -> set[int]:
     return {leaf for leaf in leaves if isinstance(leaf, int) and not isinstance(leaf, bool)}
 
 
-def explain(
-    model: nn.Module,
-    analysis: Analysis,
-    part: Graph,
-    example: Example,
-    rules: list[SizeRule],
-    keep: Keep,
-    mismatch: Mismatch,
-) -> list[SizeRule]:
+def explain(trial: Trial, mismatch: Mismatch) -> list[SizeRule]:
     """The attribute whose rebinding takes the trial further than `mismatch`, and the same one of like modules."""
-    known = {_place(rule) for rule in rules}
+    known = {_place(rule) for rule in trial.rules}
     tried = 0
-    for found in candidates(model, part, mismatch):
+    for found in candidates(trial.model, trial.part, mismatch):
         if any(_place(rule) in known for rule in found) or tried >= _MOST_TRIED:
             continue
         tried += 1
-        after = run(model, analysis, part, example, [*rules, *found], keep, stop=mismatch.position)
+        after = replace(trial, rules=[*trial.rules, *found]).run(stop=mismatch.position)
         if after is None or after.position > mismatch.position:
-            alike = _alike(model, part, mismatch, found)
+            alike = _alike(trial.model, trial.part, mismatch, found)
             return [*found, *(one for one in alike if _place(one) not in known)]
     return []
 

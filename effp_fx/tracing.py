@@ -105,15 +105,16 @@ class Tracing:
             example = self.example_of(part.capture)
             self.trials += 1
             progress(f"trial {self.trials}: {self.analysis.channels} channels")
-            mismatch = trial.run(self.model, self.analysis, part, example, self.rules, keep)
+            tried = trial.Trial(self.model, self.analysis, part, example, self.rules, keep)
+            mismatch = tried.run()
             if mismatch is None:
                 continue
-            rules = size_rules.explain(self.model, self.analysis, part, example, self.rules, keep, mismatch)
+            rules = size_rules.explain(tried, mismatch)
             if rules:
                 self.rules += rules
             elif len(mismatch.channels):
                 self.freeze(mismatch.channels, mismatch.reason())
-            elif group := trial.responsible(self.model, self.analysis, part, example, self.rules, keep, mismatch):
+            elif group := tried.responsible(mismatch):
                 self.freeze(np.arange(group.start, group.stop), mismatch.reason())
             else:
                 raise CaptureError(

@@ -7,8 +7,8 @@ no attribute explains it, the channels concerned are frozen, with the place as t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -81,7 +81,7 @@ def trial_keep(analysis: Analysis, seed: int = 0) -> Keep:
     return keep
 
 
-def attributes_for(model: nn.Module, analysis: Analysis, rules: list[SizeRule], keep: Keep) -> binding.Attributes:
+def attributes_for(model: nn.Module, analysis: Analysis, rules: Sequence[SizeRule], keep: Keep) -> binding.Attributes:
     """Everything that has to be rebound for a plan: by convention, and by what the trials found."""
     found = binding.layer_attributes(model, binding.new_shapes(analysis, keep))
     modules = dict(model.named_modules())
@@ -96,67 +96,62 @@ def attributes_for(model: nn.Module, analysis: Analysis, rules: list[SizeRule], 
     return found
 
 
-def run(
-    model: nn.Module,
-    analysis: Analysis,
-    part: Graph,
-    example: Example,
-    rules: list[SizeRule],
-    keep: Keep,
-    stop: int | None = None,
-) -> Mismatch | None:
-    """Lower a trial copy and run it against the captured graph. None: every op (up to `stop`) was as expected.
+@dataclass(frozen=True)
+class Trial:
+    """A model lowered by a mask, to be run beside one captured graph of it."""
 
-    The first run computes no large products. It is believed where all shapes were as expected to the last; else values
-    may have had a part in it, and a run with all of them decides.
-    """
-    plan = from_keep(analysis, keep, attributes_for(model, analysis, rules, keep), summary={})
-    follower, recording = _follow(model, part, example, plan, Follower(part, keep, stop), shapes_only=True)
-    if follower.found is None and follower.position > follower.last:
-        return None
-    follower, recording = _follow(model, part, example, plan, Follower(part, keep, stop), shapes_only=False)
-    if follower.found is not None:
-        return follower.mismatch(follower.found, recording.last)
-    if isinstance(recording.error, _EnoughSeen) or follower.loose or follower.position > follower.last:
-        return None
-    return follower.mismatch(follower.position, recording.last, recording.error)
+    model: nn.Module
+    analysis: Analysis
+    part: Graph
+    example: Example
+    rules: Sequence[SizeRule]
+    keep: Keep
+    slices: binding.Slices = field(default_factory=binding.Slices)
+    """What the copies of one trial and of those made from it (`dataclasses.replace`) have in common."""
 
+    def run(self, stop: int | None = None) -> Mismatch | None:
+        """Lower a copy and run it against the captured graph. None: every op (up to `stop`) was as expected.
 
-def _follow(
-    model: nn.Module, part: Graph, example: Example, plan: Plan, follower: Follower, *, shapes_only: bool
-) -> tuple[Follower, Recording]:
-    small = binding.sliced_copy(model, plan)
-    binding.set_attributes(small, plan.attributes)
-    return follower, replay(small, example, follower.watch, train=part.capture.train, shapes_only=shapes_only)
+        The first run computes no large products. It is believed where all shapes were as expected to the last; else
+        values may have had a part in it, and a run with all of them decides.
+        """
+        attributes = attributes_for(self.model, self.analysis, self.rules, self.keep)
+        plan = from_keep(self.analysis, self.keep, attributes, summary={})
+        follower, recording = self._follow(plan, stop, shapes_only=True)
+        if follower.found is None and follower.position > follower.last:
+            return None
+        follower, recording = self._follow(plan, stop, shapes_only=False)
+        if follower.found is not None:
+            return follower.mismatch(follower.found, recording.last)
+        if isinstance(recording.error, _EnoughSeen) or follower.loose or follower.position > follower.last:
+            return None
+        return follower.mismatch(follower.position, recording.last, recording.error)
 
+    def _follow(self, plan: Plan, stop: int | None, *, shapes_only: bool) -> tuple[Follower, Recording]:
+        small = binding.sliced_copy(self.model, plan, self.slices)
+        binding.set_attributes(small, plan.attributes)
+        follower, train = Follower(self.part, self.keep, stop), self.part.capture.train
+        return follower, replay(small, self.example, follower.watch, train=train, shapes_only=shapes_only)
 
-def responsible(
-    model: nn.Module,
-    analysis: Analysis,
-    part: Graph,
-    example: Example,
-    rules: list[SizeRule],
-    keep: Keep,
-    mismatch: Mismatch,
-) -> ChannelGroup | None:
-    """A group without whose cuts the trial gets past a mismatch, by bisection: for a size that was taken from another
-    tensor than those around the op (`n, c, h, w = x.shape`, and `c` used further on). None: no group is."""
-    groups = analysis.groups
+    def responsible(self, mismatch: Mismatch) -> ChannelGroup | None:
+        """A group without whose cuts the trial gets past a mismatch, by bisection: for a size that was taken from
+        another tensor than those around the op (`n, c, h, w = x.shape`, and `c` used further on). None: no group is."""
+        groups = self.analysis.groups
 
-    def gets_past(count: int) -> bool:
-        whole = keep.copy()
-        for group in groups[:count]:
-            whole[group.start : group.stop] = True
-        found = run(model, analysis, part, example, rules, whole)
-        return found is None or found.position > mismatch.position
+        def gets_past(count: int) -> bool:
+            whole = self.keep.copy()
+            for group in groups[:count]:
+                whole[group.start : group.stop] = True
+            found = replace(self, keep=whole).run()
+            return found is None or found.position > mismatch.position
 
-    low, high = 0, len(groups)
-    if not gets_past(high):
-        return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if gets_past(middle) else (middle, high)
-    return groups[high - 1]
+        low, high = 0, len(groups)
+        if not gets_past(high):
+            return None
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if gets_past(middle) else (middle, high)
+        return groups[high - 1]
 
 
 class Follower:
