@@ -171,6 +171,16 @@ def test_a_threshold_keeps_what_is_above_it_in_all_layers() -> None:
     assert not problem.fits(keep)
 
 
+def test_a_threshold_leaves_every_group_half_of_a_uniform_width() -> None:
+    problem = posed(budget=Budget(4, flops=0.5))
+    group = max(problem.analysis.groups, key=lambda group: group.channels)
+    scores = np.random.default_rng(0).uniform(0.5, 1.0, problem.analysis.channels)
+    scores[group.start : group.stop] *= 0.01
+    keep = problem.above_threshold(scores)
+    uniform = uniform_mask(problem)[group.start : group.stop].mean()
+    assert keep[group.start : group.stop].sum() == np.ceil(uniform / 2 * group.channels) and problem.fits(keep)
+
+
 @pytest.mark.parametrize("targets", [(0.5, 0.5), (0.5, 0.4), (0.4, 0.5)])
 def test_of_two_targets_a_threshold_uses_both(targets: tuple[float, float]) -> None:
     analysis = chain([48, 64, 96], positions=[64, 16, 4]).analysis()
