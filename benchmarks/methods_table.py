@@ -48,24 +48,34 @@ def write(folder: Path, found: Mapping[str, GridReport], scenes: Mapping[str, An
     for name, picture in grid_pictures(first).items():
         (folder / f"methods_{name}.svg").write_text(picture, encoding="utf-8")
     (folder / "methods.md").write_text(page(found, scenes, facts), encoding="utf-8")
-    readme.put(folder.parent, "methods", in_short(first))
+    readme.put(folder.parent, "methods", in_short(found))
 
 
-def in_short(found: GridReport) -> str:
-    """The table for the README: the largest target alone, and the dense net."""
+def in_short(found: Mapping[str, GridReport]) -> str:
+    """The table for the README: mAP of every method on each net at its largest target, in the order of the first."""
+    nets = [part for name, part in found.items() if name not in LENGTHS]
+    columns = [_largest(part) for part in nets]
+    methods = list(dict.fromkeys(row.method for rows in columns for row in rows))
+    lines = [
+        "| method | " + " | ".join(f"`{part.model.partition('?')[0]}`, {part.epochs} epochs" for part in nets) + " |",
+        "| --- |" + " --: |" * len(nets),
+    ]
+    for method in methods:
+        own = [next((row for row in rows if row.method == method), None) for rows in columns]
+        scores = ["-" if row is None else f"{spread(row, lambda run: run.map)} ({len(row.runs)})" for row in own]
+        name = f"**{method}**" if method == "effp" else method
+        lines.append("| " + " | ".join([name, *scores]) + " |")
+    verdicts = [
+        verdict([row for row in rows if row.target is not None], part) for rows, part in zip(columns, nets, strict=True)
+    ]
+    return "\n".join([*lines, "", *(f"- {line}" for line in verdicts if line)])
+
+
+def _largest(found: GridReport) -> list[GridRow]:
+    """The rows of the largest target, and the dense net's, the best first."""
     rows = grid_rows(found.runs)
     largest = max((row.target for row in rows if row.target is not None), default=1.0)
-    shown = sorted((row for row in rows if row.target in (None, largest)), key=_map, reverse=True)
-    lines = [
-        "| method | mAP@.5 | mAP@[.5:.95] | seeds | CPU, min |",
-        "| --- | --: | --: | --: | --: |",
-    ]
-    for row in shown:
-        scores = spread(row, lambda run: run.map50), spread(row, lambda run: run.map)
-        name = f"**{row.method}**" if row.method == "effp" else row.method
-        cells = [name, *scores, str(len(row.runs)), _minutes(row)]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", verdict([row for row in rows if row.target == largest], largest)])
+    return sorted((row for row in rows if row.target in (None, largest)), key=_map, reverse=True)
 
 
 def page(found: Mapping[str, GridReport], scenes: Mapping[str, Any], facts: dict[str, str]) -> str:
@@ -108,20 +118,21 @@ def _net(found: GridReport, other: list[GridReport]) -> list[str]:
         own = [row for row in rows if row.target == target]
         parts += [f"### {target:g} of the FLOPs, {target:g} of the parameters", _markdown([*dense, *own])]
         lengths = [Trained(row, one.epochs) for one in other for row in grid_rows(one.runs) if row.target == target]
-        parts += [verdict(own, target), claims([Trained(row, found.epochs) for row in own], lengths)]
+        parts += [verdict(own, found), claims([Trained(row, found.epochs) for row in own], lengths)]
     return parts
 
 
-def verdict(rows: list[GridRow], target: float) -> str:
-    """Where EFFP stands among all: each is compared on the seeds that both have."""
+def verdict(rows: list[GridRow], found: GridReport) -> str:
+    """Where EFFP stands among all at one target: each is compared on the seeds that both have."""
     effp = next((row for row in rows if row.method == "effp"), None)
     if effp is None:
         return ""
+    at = f"`{found.model.partition('?')[0]}` at {effp.target:g}"
     gaps = {row.method: _gap(row, effp) for row in rows if row is not effp}
     better = [f"{name} (+{100 * gap:.1f})" for name, gap in gaps.items() if gap is not None and gap > 0]
     if not better:
-        return f"At {target:g} EFFP is first."
-    return f"At {target:g} ahead of EFFP, in points of mAP over the seeds that both have: {', '.join(better)}."
+        return f"{at}: EFFP is first."
+    return f"{at}: ahead of EFFP, in points of mAP over the seeds that both have: {', '.join(better)}."
 
 
 def _shared(row: GridRow, other: GridRow) -> list[tuple[GridRun, GridRun]]:

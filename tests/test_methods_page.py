@@ -54,10 +54,13 @@ def test_the_page_says_who_is_ahead_and_sets_the_claims_beside_what_was_measured
         and "- ssd, torch_pruning at 0.5, seed 0: cannot trace it" in page
     )
     assert "| tcfp | 0.500 | 0.500 | 62.00 ± 2.83 | 31.00 ± 1.41 | 2 | 1.8 | 3.00 |" in page
-    assert "At 0.5 ahead of EFFP, in points of mAP over the seeds that both have: uniform (+1.0)." in page
+    assert "`net` at 0.5: ahead of EFFP, in points of mAP over the seeds that both have: uniform (+1.0)." in page
     assert "| here | 20 against 20 | +3.00 | +0 % |" in page and "| here | 12 against 20 | +2.00 | -40 % |" in page
     assert "| here | 20 against 34 | -1.00 | -50 % |" in page and page.count("| here |") == 3
     assert "## `other net`, 8 epochs" in page and "| effp | 0.500 | 0.500 | 80.00 | 40.00 | 1 | 0.8 | 3.00 |" in page
+    short = methods_table.in_short(ALL)
+    assert "| **effp** | 33.00 (1) | 40.00 (1) |" in short and "| uniform | 34.00 (1) | - |" in short
+    assert "- `other net` at 0.5: EFFP is first." in short
     assert "| in the paper | - | +0.78 % | -42 % |" in page
     assert (tmp_path / "methods_map_over_time.svg").exists()
     assert json.loads((tmp_path / "methods.json").read_text())["parts"].keys() == ALL.keys()
