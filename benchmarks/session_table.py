@@ -47,8 +47,8 @@ def page(cells: list[Cell], done: Done, facts: dict[str, str]) -> str:
         parts += [f"## `{spec}`, {EPOCHS[net]} epochs", _markdown(rows), verdict(rows)]
     parts += [
         "## One change at a time",
-        f"EFFP on `{ABLATED}`; the first line is EFFP with the defaults, on the same seeds. Runs of this net deviate by "
-        "two points from seed to seed (above), so what lies within three is no difference.",
+        f"EFFP on `{ABLATED}`; the first line is EFFP with the defaults, on the same seeds. Runs of this net deviate "
+        "by two points from seed to seed (above), so what lies within three is no difference.",
         _changes(cells, done),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
