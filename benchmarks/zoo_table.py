@@ -128,8 +128,10 @@ def _seconds(entry: Row | None) -> float | None:
 
 
 def _time_ratio(row: Row) -> float | None:
-    """Our seconds over Torch-Pruning's, only where it got through with a network that runs."""
+    """Our seconds over Torch-Pruning's, only where it got through with a network that runs, on the same day."""
     if not row["recipe"] or row["recipe"]["status"] not in ("ok", "wrong"):
+        return None
+    if row["ours"] and row["ours"].get("date") != row["recipe"].get("date"):
         return None
     ours, theirs = _seconds(row["ours"]), _seconds(row["recipe"])
     return ours / theirs if ours is not None and theirs else None
