@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
+from datetime import date, timedelta
 from itertools import groupby
 from typing import Any
 
@@ -24,8 +25,8 @@ them matters. The target is half the FLOPs (`torch.utils.flop_counter`).
   every layer that lost nothing. `ok` means at most 1e-9.
 - **s**: for effp_fx capture, analysis, trial lowering, plan and lowering; for Torch-Pruning building the graph and one
   step of pruning at the ratio that was found, which leaves out the search for that ratio. Processor seconds of one
-  thread each, so that what else runs counts little. Each part has its date and command in the JSON; times from another
-  day than the others' are left out. **MiB**: the process's peak, torch included.
+  thread each, so that what else runs counts little. Each part has its date and command in the JSON; times that were
+  taken more than a day apart are not compared. **MiB**: the process's peak, torch included.
 - **nothing told**: the model and its inputs only. **recipe**: what the examples of Torch-Pruning tell it about that
   family. Its ratio is found as its own reproduction script does it, in steps of 2 % of the channels.
 - `wrong`: it runs, and computes something else (outputs of another shape, where nothing told it to keep the classes;
@@ -128,10 +129,11 @@ def _seconds(entry: Row | None) -> float | None:
 
 
 def _time_ratio(row: Row) -> float | None:
-    """Our seconds over Torch-Pruning's, only where it got through with a network that runs, on the same day."""
+    """Our seconds over Torch-Pruning's, only where it got through with a network that runs, within a day of ours."""
     if not row["recipe"] or row["recipe"]["status"] not in ("ok", "wrong"):
         return None
-    if row["ours"] and row["ours"].get("date") != row["recipe"].get("date"):
+    days = [date.fromisoformat(row[part]["date"]) for part in ("ours", "recipe") if row[part] and "date" in row[part]]
+    if len(days) == 2 and abs(days[0] - days[1]) > timedelta(days=1):
         return None
     ours, theirs = _seconds(row["ours"]), _seconds(row["recipe"])
     return ours / theirs if ours is not None and theirs else None

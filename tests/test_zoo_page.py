@@ -43,7 +43,7 @@ def test_a_row_shows_both_tools_and_the_ratio_of_their_times() -> None:
     assert "| **all** | 1 | 1 | 1 | 0 ok, 1 wrong | 1 ok | 0.50 (median of 1) |" in page
 
 
-def test_times_of_another_day_are_not_compared() -> None:
+def test_times_that_lie_more_than_a_day_apart_are_not_compared() -> None:
     ours, theirs = ({**part, "date": day} for part, day in ((OURS, "2026-11-27"), (THEIRS, "2026-11-25")))
     assert "| **all** | 1 | 1 | 1 | 0 ok | 1 ok | - |" in zoo_table.page({}, [_row(ours=ours, recipe=theirs)])
 
