@@ -24,6 +24,8 @@ from effp_fx.report.ratio_report import LayerTime, RatioReport, RatioRow
 
 DENSE = "dense"
 Progress = Callable[[str], None]
+_FUSED = ("Relu", "Clip", "LeakyRelu", "HardSigmoid", "Sigmoid", "Tanh", "Add")
+"""What ONNX Runtime makes a part of the convolution before it."""
 
 
 @dataclass(frozen=True)
@@ -152,12 +154,7 @@ def profiled(file: str | os.PathLike[str], folder: Path, threads: int, rounds: i
     what it fuses has names of its own.
     """
     events = onnx_profile(file, folder, runs=rounds + 2, threads=threads)
-    # Put into blocks of channels, a node is called after what it hands out.
-    named = {
-        f"{output}_nchwc": node.name
-        for node in onnx.load(file, load_external_data=False).graph.node
-        for output in node.output
-    }
+    named = _blocked(file)
     taken: dict[str, list[float]] = defaultdict(list)
     kinds: dict[str, str] = {}
     for event in events:
@@ -168,6 +165,24 @@ def profiled(file: str | os.PathLike[str], folder: Path, threads: int, rounds: i
         taken[name].append(1e-6 * event["dur"])
         kinds[name] = event["args"]["op_name"]
     return {name: (kinds[name], statistics.median(seconds)) for name, seconds in taken.items()}
+
+
+def _blocked(file: str | os.PathLike[str]) -> dict[str, str]:
+    """The names that ONNX Runtime gives to convolutions that it puts into blocks of channels -> those of the file.
+
+    Such a one is called after what it hands out, which is what the activation or sum hands out that became part of it.
+    """
+    nodes = onnx.load(file, load_external_data=False).graph.node
+    makers = {output: node for node in nodes for output in node.output}
+    found = {}
+    for output, node in makers.items():
+        while node.op_type in _FUSED:
+            before = [makers[name] for name in node.input if name in makers]
+            if not before:
+                break
+            node = next((one for one in before if one.op_type == "Conv"), before[0])
+        found[f"{output}_nchwc"] = node.name
+    return found
 
 
 def _compiled(model: nn.Module) -> nn.Module:
