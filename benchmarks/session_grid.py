@@ -37,6 +37,7 @@ ABLATIONS: dict[str, list[dict[str, Any]]] = {
     "regrow by": [{"regrow_by": "random"}],
     "importance": [{"importance": "l1"}],
 }
+COST_RULES = ("EFFP, groups by dense cost", "EFFP without cost")
 ABLATION_SEEDS = (0, 1)
 
 
@@ -81,5 +82,5 @@ def cells() -> list[Cell]:
         for group, several in ABLATIONS.items()
         for options in several
     ]
-    changed += [Cell(ABLATED, "EFFP without cost", seed, "cost") for seed in ABLATION_SEEDS]
+    changed += [Cell(ABLATED, method, seed, "cost") for method in COST_RULES for seed in ABLATION_SEEDS]
     return main + changed

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -87,7 +88,6 @@ def effp_without_regrowing(run: Run) -> nn.Module:
 
 def effp_without_cost(run: Run) -> nn.Module:
     """EFFP with channels ranked over all groups by their magnitude alone, whatever they cost."""
-    before = lowering.choose
 
     def by_rank(analysis: Analysis, targets: lowering.Targets, scores: Any, **_: Any) -> Keep:
         costs = {name: build(analysis) for name, build in lowering.COSTS.items()}
@@ -108,9 +108,27 @@ def effp_without_cost(run: Run) -> nn.Module:
         keep[order[:low]] = False
         return keep
 
-    lowering.choose = by_rank
-    try:
+    with _choosing(by_rank):
         return effp(run)
+
+
+def effp_by_dense_cost(run: Run) -> nn.Module:
+    """EFFP with each group worth what it costs in the dense network, as in `prune`, whatever the loss says of it."""
+    choose = lowering.choose
+
+    def by_cost(*given: Any, worth: Any = None, **named: Any) -> Keep:
+        return choose(*given, **named)
+
+    with _choosing(by_cost):
+        return effp(run)
+
+
+@contextmanager
+def _choosing(choose: Any) -> Iterator[None]:
+    """Sessions choose their masks so in here."""
+    before, lowering.choose = lowering.choose, choose
+    try:
+        yield
     finally:
         lowering.choose = before
 
@@ -123,4 +141,5 @@ METHODS_BY_TITLE: dict[str, Callable[[Run], nn.Module]] = {
     "EFFP without regrowing": effp_without_regrowing,
     "EFFP": effp,
     "EFFP without cost": effp_without_cost,
+    "EFFP, groups by dense cost": effp_by_dense_cost,
 }

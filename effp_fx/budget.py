@@ -17,7 +17,8 @@ from effp_fx.ladder import Ladder, Staircase, build_ladder
 from effp_fx.obstacles import unreachable
 
 # No group falls below this part of the width that one uniform width would leave it; the smaller ones are for two
-# targets that cannot both be met closely under the first. Ours to choose; see `search`.
+# targets that cannot both be met closely under the first, which is left out where it is known what groups are worth.
+# Ours to choose; see `search`.
 SMALLEST_SHARES = (0.5, 0.25, 0.125)
 # A target that is missed by more than this part of the dense cost, because the other one stands in the way, is a
 # contradiction.
@@ -56,6 +57,7 @@ def search(
     round_to: int = 1,
     closely: bool = True,
     rank_by: Cost | None = None,
+    worth: Floats | None = None,
 ) -> NDArray[np.bool_]:
     """The channels to keep (K), the most valuable for what they cost, under all targets.
 
@@ -65,14 +67,16 @@ def search(
     far as groups have different ratios of the two costs; what that cannot reach stays unused, up to a tenth of the
     dense cost, beyond which the targets are said to contradict each other.
 
-    The rule (ours): keep a channel where its worth (`ladder.build_ladder`) is at least a common price times the cost
-    it saves, costs being taken at the network that is left, not at the dense one. Group Fisher (Liu et al. 2021)
-    divides by the saved cost likewise, but at the time of removal, one channel after the other. A group as a whole
-    is worth what it costs in the dense network (decision 12): scores say which of its channels matter, and the uniform
-    width is the optimum where they say nothing. Prices and network are made to agree by iteration; what is left of
-    the budget is filled up by exact costs. Whatever the scores, no group falls below half of the share that a uniform
-    width would leave it, but for minima and rounding that force it, or where two targets need it: then a quarter, or
-    an eighth.
+    The rule (ours): keep a channel where its worth (`ladder.build_ladder`) is at least a common price times the cost it
+    saves, costs being taken at the network that is left, not at the dense one. Group Fisher (Liu et al. 2021) divides
+    by the saved cost likewise, but at the time of removal, one channel after the other. Prices and network are made to
+    agree by iteration; what is left of the budget is filled up by exact costs. Whatever the scores, no group falls
+    below half of the share that a uniform width would leave it, but for minima and rounding that force it, or where two
+    targets need it: then a quarter, or an eighth. Where `worth` is given, a quarter comes first.
+
+    `worth` (G): what each group as a whole is worth beside the others, 0 or more; only ratios count. None: what it
+    costs in the dense network (decision 12), so that the uniform width is the optimum where scores say nothing. A group
+    whose worth is 0, which is not known then, counts for its cost as well, at the rate of the others.
 
     `rank_by`: another cost whose saving importance is divided by, such as bytes or seconds, so that what costs more of
     it than of the targets' goes first; None: those of the targets.
@@ -93,7 +97,7 @@ def search(
     limits = np.array([targets[name] for name in open_])
     rank = None if rank_by is None or not rank_by.dense else Staircase(rank_by, ladder)
     problem = _Problem(ladder, [stairs[name] for name in open_], limits, rank)
-    at = problem.balanced().solve()
+    at = problem.weighing(worth).solve()
     if closely and len(open_) > 1 and problem.slack(at).max() > 1:
         _reject_contradiction(open_, problem.costs(at), problem.limits, np.array([costs[name].dense for name in open_]))
     return ladder.keep(at)
@@ -108,6 +112,7 @@ class _Problem:
     limits: Floats
     rank: Staircase | None = None
     """The cost that importance is divided by; None: those that bind."""
+    shares: tuple[float, ...] = SMALLEST_SHARES
 
     def costs(self, at: Ints) -> Floats:
         return np.array([stair(at) for stair in self.stairs])
@@ -120,11 +125,16 @@ class _Problem:
         own = [stair.price(at) / limit for stair, limit in zip(self.stairs, self.limits, strict=True)]
         return np.array(own if self.rank is None else [*own, self.rank.price(at) / self.rank(self.ladder.rungs)])
 
-    def balanced(self) -> _Problem:
-        """The problem with each group worth what it costs while all is kept, by the costs that bind."""
+    def weighing(self, worth: Floats | None) -> _Problem:
+        """The problem with each group worth this (G); where it is not known, what the group costs while all is kept."""
         ladder = self.ladder
-        costs = self.prices(ladder.rungs)[: len(self.stairs)].sum(axis=0) * ladder.full / ladder.block
-        return replace(self, ladder=ladder.weighing(costs / max(costs.mean(), 1e-300)))
+        weights = self.prices(ladder.rungs)[: len(self.stairs)].sum(axis=0) * ladder.full / ladder.block
+        shares: tuple[float, ...] = SMALLEST_SHARES
+        if worth is not None and (worth > 0).any():
+            known = worth > 0
+            weights = np.where(known, worth, weights * worth[known].sum() / max(weights[known].sum(), 1e-300))
+            shares = SMALLEST_SHARES[1:]
+        return replace(self, ladder=ladder.weighing(weights / max(weights.mean(), 1e-300)), shares=shares)
 
     def tilted(self, prices: Floats, tilt: float) -> Floats:
         """Logarithm of one price per group (G) from those of the costs: their sum, times a power of second over first.
@@ -149,7 +159,7 @@ class _Problem:
     def solve(self) -> Ints:
         uniform = _largest(lambda share: self.fits(self.ladder.at_share(share)), 0.0, 1.0, 30)
         found = []
-        for share in SMALLEST_SHARES:
+        for share in self.shares:
             found.append(self.solve_above(self.ladder.at_share(share * uniform)))
             if self.slack(found[-1]).max() < 1:
                 return found[-1]

@@ -54,16 +54,26 @@ class Lowered:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-def choose(analysis: Analysis, targets: Targets, scores: importance.Floats, *, closely: bool = True) -> Keep:
+def choose(
+    analysis: Analysis,
+    targets: Targets,
+    scores: importance.Floats,
+    *,
+    closely: bool = True,
+    worth: importance.Floats | None = None,
+) -> Keep:
     """The channels to keep (K) under all targets, by scores (K). Raises TargetError, UnreachableTargetError.
 
-    `closely`: whether targets that the scores do not let meet within a tenth are refused.
+    `closely`: whether targets that the scores do not let meet within a tenth are refused. `worth` (G): of each group as
+    a whole, as in `budget.search`; None: what it costs.
     """
     costs = {name: build(analysis) for name, build in COSTS.items()}
     wanted = targets.absolute(costs)
     chosen = {name: costs[name] for name in wanted}
     rank_by = None if targets.cost is None else cost.build_cost(targets.cost, analysis)
-    return budget.search(analysis, scores, chosen, wanted, round_to=targets.round_to, closely=closely, rank_by=rank_by)
+    return budget.search(
+        analysis, scores, chosen, wanted, round_to=targets.round_to, closely=closely, rank_by=rank_by, worth=worth
+    )
 
 
 def lower(found: Tracing, network: nn.Module, keep: Keep, progress: Progress) -> Lowered:

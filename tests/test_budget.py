@@ -197,6 +197,20 @@ def test_the_uniform_width_is_the_optimum_where_nothing_tells_channels_apart(nam
     assert shares.max() - shares.min() < 0.1
 
 
+def test_a_group_that_is_worth_more_keeps_more_and_one_of_unknown_worth_counts_for_its_cost() -> None:
+    analysis = chain([64] * 4).analysis()
+    costs, target = {"params": params(analysis)}, {"params": 0.5 * params(analysis).dense}
+
+    def kept(*worth: float) -> list[int]:
+        given = np.array(worth) if worth else None
+        return kept_in(analysis, search(analysis, np.ones(analysis.channels), costs, target, worth=given))
+
+    more = kept(1.0, 4.0, 1.0, 1.0)
+    assert more[1] > kept()[1] + 4 and more[2] < kept()[2]
+    assert more == kept(10.0, 40.0, 10.0, 10.0)
+    assert kept(0.0, 0.0, 0.0, 0.0) == kept(0.0, 7.0, 0.0, 0.0) == kept()
+
+
 def test_what_costs_more_of_the_ranked_cost_goes_first() -> None:
     analysis = chain([64] * 4, positions=[4096, 4096, 16, 16]).analysis()
     costs, target = {"params": params(analysis)}, {"params": 0.5 * params(analysis).dense}

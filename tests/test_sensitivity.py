@@ -102,3 +102,32 @@ def test_they_are_what_a_session_ranks_by() -> None:
         score.squares[first.start + 2] = 1e6
     assert held(session) == []
     assert session.keep[first.start + 2]
+
+
+@pytest.mark.parametrize("importance", ["taylor", "gamma"])
+def test_a_group_that_the_loss_would_miss_more_keeps_more_of_its_channels(importance: str) -> None:
+    """With the order within the group as it was. Gammas say nothing about a group beside others."""
+    kept = []
+    for factor in (1.0, 100.0):
+        model = net()
+        optimizer = sgd(model)
+        session = attached(model, optimizer, target_params=None, alpha=0.0, shrink=0.0, importance=importance)
+        ranking = session._ranking
+        group = session.analysis.groups[1]
+        for step in train(model, optimizer, range(session.schedule.freeze_step)):
+            if step == session.schedule.update_steps[0] - 2 and ranking._sensitivity is not None:
+                ranking._sensitivity.squares[group.start : group.stop] *= factor
+        kept.append(int(session.keep[group.start : group.stop].sum()))
+    assert (kept[1] > kept[0]) is (importance == "taylor")
+
+
+def test_what_a_group_is_worth_is_the_sum_of_squared_slopes_of_what_is_alive() -> None:
+    model = net()
+    session = attached(model, sgd(model))
+    assert session._ranking._sensitivity is not None
+    session._ranking._sensitivity.squares[:] = np.arange(session.analysis.channels)
+    alive = session.keep
+    alive[0:2] = False
+    worth = session._ranking.worth(alive)
+    wanted = [float(sum(n for n in range(g.start, g.stop) if n > 1)) for g in session.analysis.groups]
+    assert worth is not None and worth.tolist() == wanted

@@ -68,6 +68,18 @@ class Ranking:
         self._means = np.where(alive, now, self._means)
         return np.where(alive, scores, scores * now / np.maximum(self._means, _TINY))
 
+    def worth(self, alive: Keep) -> Floats | None:
+        """What each group as a whole is worth beside the others (G): decision 14.
+
+        The sum of the squared slopes of what is alive: how much the loss would miss the group, to first order
+        (Molchanov et al. 2019, who rank the channels of all layers by these squares). None where the importance
+        compares channels of one group only.
+        """
+        if self._sensitivity is None:
+            return None
+        squares = np.where(alive, self._sensitivity.squares, 0.0)
+        return np.bincount(self._groups, squares, len(self._analysis.groups)).astype(np.float64)
+
     def state_dict(self) -> dict[str, Tensor]:
         """Copies, on the CPU."""
         state = {"means": torch.from_numpy(self._means.copy())}

@@ -21,7 +21,14 @@ def check_regrow(by: str) -> None:
 
 
 def select(
-    analysis: Analysis, targets: lowering.Targets, scores: Floats, alive: Keep, share: float, by: str, seed: int
+    analysis: Analysis,
+    targets: lowering.Targets,
+    scores: Floats,
+    alive: Keep,
+    share: float,
+    by: str,
+    seed: int,
+    worth: Floats | None = None,
 ) -> Keep:
     """The mask after an update (K).
 
@@ -38,9 +45,10 @@ def select(
         share: the part that is given back, from the schedule.
         by: `importance` or `random`.
         seed: of the draw; the same on every rank.
+        worth: (G) what each group as a whole is worth, from `Ranking`; None: what it costs.
     """
     # The rehearsal has shown that the targets go together; a training that runs is not stopped for it.
-    keep = lowering.choose(analysis, targets, np.where(alive, scores, scores * _HELD), closely=False)
+    keep = lowering.choose(analysis, targets, np.where(alive, scores, scores * _HELD), closely=False, worth=worth)
     off = np.flatnonzero(~keep)
     count = int(share * len(off))
     if not count:

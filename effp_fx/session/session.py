@@ -297,7 +297,8 @@ class Session:
             share = self.schedule.regrow_share(self.step)
             scores = self._ranking.scores(~before)
             seed = self.options.seed + self.step
-            off = ~select(self.analysis, self.targets, scores, ~before, share, self.options.regrow_by, seed)
+            worth = self._ranking.worth(~before)
+            off = ~select(self.analysis, self.targets, scores, ~before, share, self.options.regrow_by, seed, worth)
         finally:  # whatever goes wrong in the choice, what was held is held again
             self._holder.hold(off, states, forever=self.frozen)
         self._record(before, off, share, loss)
