@@ -14,12 +14,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from benchmarks import readme
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results" / "integrations_map.jsonl"
@@ -45,8 +48,14 @@ def main() -> int:
     if not options.page:
         with tempfile.TemporaryDirectory() as place:
             run_all(options, options.data or Path(place) / "scenes")
-    PAGE.write_text(page(rows()))
+    write(PAGE, rows())
     return 0
+
+
+def write(where: Path, found: list[dict[str, Any]]) -> None:
+    """The page, and the table of the README beside its docs folder."""
+    where.write_text(page(found))
+    readme.put(where.parent.parent, "map", in_short(found))
 
 
 def run_all(options: argparse.Namespace, root: Path) -> None:
@@ -132,6 +141,21 @@ def trained(
 def rows() -> list[dict[str, Any]]:
     """What has been run."""
     return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+
+
+def in_short(found: list[dict[str, Any]]) -> str:
+    """The table for the README: means over the seeds that both have."""
+    lines = ["| | seeds | mAP, dense | mAP, pruned | FLOPs | parameters |", "| --- | --: | --: | --: | --: | --: |"]
+    by_run = {(row["model"], row["method"], row["seed"]): row for row in found}
+    for model in sorted({row["model"] for row in found}, reverse=True):
+        seeds = [seed for name, method, seed in by_run if (name, method) == (model, "effp")]
+        both = [(by_run[model, "dense", seed], by_run[model, "effp", seed]) for seed in seeds]
+        dense, pruned, flops, params = (
+            statistics.mean(pair[which][kind] for pair in both)
+            for which, kind in ((0, "map50_95"), (1, "map50_95"), (1, "flops"), (1, "params"))
+        )
+        lines.append(f"| {model} | {len(both)} | {dense:.3f} | {pruned:.3f} | {flops:.1%} | {params:.1%} |")
+    return "\n".join(lines)
 
 
 def page(found: list[dict[str, Any]]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import integrations
+from benchmarks import integrations, integrations_map
 
 CELL = re.compile(r"yes|-|no: .+")
 
@@ -49,3 +49,19 @@ def test_a_number_that_is_off_and_an_error_give_their_reason() -> None:
     assert integrations._close(1.0, 1.00001) == "yes"
     assert integrations._close(1.0, 2.0) == "no: outputs 1, of the compact model 2"
     assert integrations._reason("Traceback\nValueError: this\n  and more") == "no: ValueError: this"
+
+
+def test_the_table_of_the_readme_is_what_the_runs_of_yolo_say(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("before\n<!-- map:begin -->\nold\n<!-- map:end -->\nafter\n")
+    where = tmp_path / "docs" / "results" / "page.md"
+    where.parent.mkdir(parents=True)
+    run = {"model": "a.yaml", "epochs": 15, "images": 1000, "flops": 1.0, "params": 1.0, "map50": 0.8, "seconds": 1.0}
+    found = [
+        run | {"method": method, "seed": seed, "map50_95": value, "cpu_seconds": 1.0, "flops": part}
+        for method, seed, value, part in (("dense", 0, 0.6, 1.0), ("dense", 1, 0.5, 1.0), ("effp", 1, 0.4, 0.5))
+    ]
+    integrations_map.write(where, found)
+    assert "| a.yaml | dense | 0 | 15 |" in where.read_text()
+    text = (tmp_path / "README.md").read_text()
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
+    assert "| a.yaml | 1 | 0.500 | 0.400 | 50.0% | 100.0% |" in text
