@@ -113,6 +113,7 @@ class _Problem:
     rank: Staircase | None = None
     """The cost that importance is divided by; None: those that bind."""
     shares: tuple[float, ...] = SMALLEST_SHARES
+    """Of the uniform width: the floors to try, until one lets all targets be met closely."""
 
     def costs(self, at: Ints) -> Floats:
         return np.array([stair(at) for stair in self.stairs])

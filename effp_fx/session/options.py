@@ -25,8 +25,9 @@ class Options:
     threshold: float = 0.01
     """Of theta: a part of the mean magnitude that the group had at the start (ours; the paper has an absolute t)."""
     importance: str | Callable[..., Any] | Any = "taylor"
-    """By what channels are ranked (ours): `taylor` by how much the loss would miss them, see `Sensitivity`; `gamma` by
-    the magnitude that theta looks at; or as in `prune`."""
+    """By what channels are ranked (ours): `taylor` by how much the loss would miss them, see `Sensitivity`, which also
+    tells groups apart (decision 14); `gamma` by the magnitude that theta looks at, or as in `prune`: these compare
+    channels of one group, and groups by what they cost."""
     regrow_by: str = "importance"
     """Which of the pruned channels come back: `importance` or `random`."""
     shrink: float = 36.0
