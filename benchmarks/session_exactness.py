@@ -115,7 +115,7 @@ def left(session: effp_fx.Session, cost: Cost) -> float:
 
 @torch.no_grad()
 def compared(made: Subject, masked: nn.Module, compact: nn.Module, samples: Samples) -> dict[str, Any]:
-    """Detections of both, element by element, and their average precisions."""
+    """Detections of both, one by one, and their average precisions."""
     judges = DetectionEvaluator(CLASSES), DetectionEvaluator(CLASSES)
     worst, detections, differing = 0.0, 0, 0
     for image, target in samples:
@@ -126,7 +126,7 @@ def compared(made: Subject, masked: nn.Module, compact: nn.Module, samples: Samp
         if len(pair[0]["scores"]) != len(pair[1]["scores"]):
             differing += 1
             continue
-        worst = max(worst, *(_distance(pair[0][key], pair[1][key]) for key in ("boxes", "scores", "labels")))
+        worst = max(worst, _distance(*pair))
     scores = [judge.compute() for judge in judges]
     return {
         "detections": detections,
@@ -137,10 +137,17 @@ def compared(made: Subject, masked: nn.Module, compact: nn.Module, samples: Samp
     }
 
 
-def _distance(one: Tensor, two: Tensor) -> float:
-    if not one.numel():
+def _distance(one: dict[str, Tensor], two: dict[str, Tensor]) -> float:
+    """How far a detection of either is from the nearest of the other, at most: scores that tie may swap places."""
+    if not len(one["scores"]):
         return 0.0
-    return float((one - two).abs().max() / one.abs().max().clamp_min(1e-12))
+    columns = []
+    for found in (one, two):
+        parts = [found[key].double().reshape(len(found["scores"]), -1) for key in ("boxes", "scores", "labels")]
+        largest = [one[key].double().abs().max().clamp_min(1e-12) for key in ("boxes", "scores", "labels")]
+        columns.append(torch.cat([part / scale for part, scale in zip(parts, largest, strict=True)], dim=1))
+    apart = (columns[0][:, None] - columns[1][None]).abs().amax(dim=-1)
+    return float(max(apart.amin(dim=0).max(), apart.amin(dim=1).max()))
 
 
 def page(facts: dict[str, str], rows: dict[str, dict[str, Any]]) -> str:
@@ -177,7 +184,8 @@ def page(facts: dict[str, str], rows: dict[str, dict[str, Any]]) -> str:
         " cost; below 1 means that the target is met within one channel. Off but not zero: parameters of channels that"
         " are off with a value other than 0, counted after every step. The detectors are random weights after 26"
         " steps, so their mAP is near 0; the detections of masked and compact are therefore compared one by one as"
-        f" well, in float64, on {JUDGED} scenes: boxes, scores and labels, relative to the largest. Before that,"
+        f" well, in float64, on {JUDGED} scenes: boxes, scores and labels, relative to the largest, each with its"
+        " nearest of the other network's, for where scores tie the order may differ. Before that,"
         " `compact()` itself has compared all outputs, and all that detections are chosen among, within 1e-9, or there"
         " would be no row."
     )

@@ -34,9 +34,9 @@ class Run:
     score: Callable[..., dict[str, float]]
     notes: dict[str, Any] = field(default_factory=dict)
 
-    def outcome(self, method: Method) -> nn.Module:
-        """The trained network; what the method has to say goes into the notes."""
-        budget = Budget(self.recipe.epochs, self.target, self.target, seed=self.seed)
+    def outcome(self, method: Method, *, params: bool = True) -> nn.Module:
+        """The trained network; what the method has to say goes into the notes. `params`: whether they have a target."""
+        budget = Budget(self.recipe.epochs, self.target, self.target if params else None, seed=self.seed)
         found = method(self.model, SceneTrainer(self), budget)
         self.notes.update(found.notes)
         return found.model
@@ -84,6 +84,11 @@ def effp(run: Run) -> nn.Module:
 def effp_without_regrowing(run: Run) -> nn.Module:
     """EFFP without its third stage: the first update prunes to the targets, later ones can only confirm it."""
     return run.outcome(EFFP({**run.options, "regrow": 0.0}))
+
+
+def effp_for_flops(run: Run) -> nn.Module:
+    """EFFP with a target for the FLOPs alone."""
+    return run.outcome(EFFP(run.options), params=False)
 
 
 def effp_without_cost(run: Run) -> nn.Module:
@@ -140,6 +145,7 @@ METHODS_BY_TITLE: dict[str, Callable[[Run], nn.Module]] = {
     "one-shot L1": of("l1"),
     "EFFP without regrowing": effp_without_regrowing,
     "EFFP": effp,
+    "EFFP, FLOPs alone": effp_for_flops,
     "EFFP without cost": effp_without_cost,
     "EFFP, groups by dense cost": effp_by_dense_cost,
 }
