@@ -20,8 +20,9 @@ SCENES: dict[str, Any] = {
 NETS = {"ssd": "effp:ssd_small?num_classes=13&size=64", "yolo": "effp:yolo_small?num_classes=13&size=64"}
 EPOCHS = {"ssd": 20, "yolo": 8}
 RECIPES: dict[str, dict[str, Any]] = {"ssd": {"learning_rate": 0.05}, "yolo": {}}
-METHODS = ("dense", "uniform", "one-shot gamma", "one-shot L1", "EFFP without regrowing", "EFFP", "EFFP, FLOPs alone")
-SEEDS = {"dense": 12, "EFFP": 12, "EFFP, FLOPs alone": 6}
+OURS, FOR_FLOPS = "EFFP", "EFFP, FLOPs alone"
+METHODS = ("dense", "uniform", "one-shot gamma", "one-shot L1", "EFFP without regrowing", OURS, FOR_FLOPS)
+SEEDS = {"dense": 12, OURS: 12, FOR_FLOPS: 6}
 """How many, of methods that have more than `FEWER`: those between which it is close."""
 FEWER = 3
 

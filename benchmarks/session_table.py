@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
-from benchmarks.session_grid import ABLATED, EPOCHS, NETS, SCENES, Cell
+from benchmarks.session_grid import ABLATED, EPOCHS, FOR_FLOPS, NETS, OURS, SCENES, Cell
 
 Done = dict[str, dict[str, Any]]
 
@@ -55,18 +55,26 @@ def page(cells: list[Cell], done: Done, facts: dict[str, str]) -> str:
 
 
 def verdict(rows: dict[str, list[dict[str, Any]]]) -> str:
-    """By how much EFFP's mAP is above that of each other row, in points, over the seeds that both have."""
+    """By how much the mAP of EFFP is above that of each other row, in points, over the seeds that both have."""
     by_seed = {name: {run["cell"].rpartition("/")[2]: 100 * run["map"] for run in runs} for name, runs in rows.items()}
-    effp = by_seed.pop("EFFP", {})
-    gaps = []
-    for name, other in by_seed.items():
-        found = [effp[seed] - other[seed] for seed in effp if seed in other]
-        if found:
-            error = f" ± {statistics.stdev(found) / len(found) ** 0.5:.1f}" if len(found) > 1 else ""
-            gaps.append(f"{statistics.mean(found):+.1f}{error} over {name} ({len(found)})")
-    if not gaps:
+    said = []
+    for name in (name for name in (OURS, FOR_FLOPS) if name in by_seed):
+        others = [other for other in by_seed if other not in (OURS, FOR_FLOPS)]
+        gaps = [_gap(by_seed[name], by_seed[other], other) for other in others]
+        if any(gaps):
+            said.append(f"{name}: {', '.join(gap for gap in gaps if gap)}.")
+    if not said:
         return ""
-    return f"EFFP, in points of mAP@[.5:.95], mean and standard error over the seeds of both: {', '.join(gaps)}."
+    about = "In points of mAP@[.5:.95], mean and standard error over the seeds of both."
+    return "\n".join([about, "", *(f"- {line}" for line in said)])
+
+
+def _gap(one: dict[str, float], other: dict[str, float], name: str) -> str:
+    found = [one[seed] - other[seed] for seed in one if seed in other]
+    if not found:
+        return ""
+    error = f" ± {statistics.stdev(found) / len(found) ** 0.5:.1f}" if len(found) > 1 else ""
+    return f"{statistics.mean(found):+.1f}{error} over {name} ({len(found)})"
 
 
 def _rows(cells: Iterable[Cell], done: Done, net: str, group: str) -> dict[str, list[dict[str, Any]]]:
