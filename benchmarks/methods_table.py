@@ -18,8 +18,8 @@ two sessions share them out, half and half, each half with a warm-up and a cosin
 which paper, and where it differs from it, stands in the first lines of its file in `effp_fx/methods/`. FLOPs and
 parameters: parts of the dense net's; both were to be at most the target. mAP: in percent, on held-out scenes, mean and
 standard deviation over the seeds. Minutes: of one core's time (CPU), all that a method does beside training included.
-Latency: median of the whole network in ONNX Runtime, seed 0, all networks in turns. `-`: trained on another machine,
-whose times would not compare.
+Latency: median of the whole network in ONNX Runtime, one thread, seed 0, all networks in turns. `-`: trained on another
+machine, whose times would not compare.
 """
 LENGTHS = ("shorter", "longer")
 """The grids that are trained for longer or shorter than the others."""

@@ -118,13 +118,13 @@ def train_cell(grid: Grid, cell: Cell, after: Any = lambda _: None) -> Entry:
 
 
 def timed(grid: Grid, done: dict[str, Entry]) -> dict[str, float]:
-    """Median milliseconds of the networks of seed 0 in ONNX Runtime, in turns, by the cell's name."""
+    """Median milliseconds of the networks of seed 0 in ONNX Runtime, in turns on one thread, by cell."""
     named = {
         cell.name: grid.task.out / done[cell.name]["files"]["onnx"]
         for cell in grid.cells
         if done.get(cell.name, {}).get("files", {}).get("onnx")
     }
-    calls = {name: onnx_call(path) for name, path in named.items() if path.exists()}
+    calls = {name: onnx_call(path, threads=1) for name, path in named.items() if path.exists()}
     if not calls:
         return {}
     found = interleaved(calls, rounds=_ROUNDS, most_seconds=_MOST_SECONDS)

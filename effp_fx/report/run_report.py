@@ -99,7 +99,7 @@ class RunReport:
     onnx_error: float | None
     """Largest relative error of the deployed network in ONNX Runtime."""
     milliseconds: dict[str, float]
-    """Median latency of the ONNX files in ONNX Runtime, measured in turns."""
+    """Median latency of the ONNX files in ONNX Runtime, measured in turns on one thread."""
     problems: dict[str, int]
     """What was wrong with the data and left out."""
     rows: tuple[EpochRow, ...]

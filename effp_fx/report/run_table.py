@@ -42,7 +42,7 @@ def verdict(found: RunReport) -> str:
 def speed(found: RunReport) -> str:
     """Latencies and their ratio."""
     times = ", ".join(f"{name} {value:.2f} ms" for name, value in found.milliseconds.items())
-    return f"ONNX Runtime on this CPU, in turns: {times}; {found.speedup:.2f} times as fast"
+    return f"ONNX Runtime on this CPU, one thread, in turns: {times}; {found.speedup:.2f} times as fast"
 
 
 def scores_table(scores: DetectionScores, seconds: float) -> RenderableType:

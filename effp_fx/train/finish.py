@@ -144,7 +144,10 @@ def _score(task: Task, course: Course, network: nn.Module) -> Scores:
 
 
 def _export(made: Made, task: Task, course: Course, networks: Mapping[str, nn.Module], watch: Watch) -> None:
-    """ONNX on the CPU, whatever the run was trained on: latencies are measured in one run, in turns."""
+    """ONNX on the CPU, whatever the run was trained on: latencies are measured in one run, in turns, on one thread.
+
+    A network that takes less than a millisecond would wait for further threads to wake longer than it computes.
+    """
     calls = {}
     for name, network in networks.items():
         path = task.out / f"{'small' if name == 'compact' else name}.onnx"
@@ -152,7 +155,7 @@ def _export(made: Made, task: Task, course: Course, networks: Mapping[str, nn.Mo
         example = None if course.example is None else map_tensors(lambda tensor: tensor.cpu(), course.example)
         made.onnx_error = export_onnx(copy.deepcopy(network).cpu().eval(), path, example).worst
         made.files[f"ONNX, {name}"] = path
-        calls[name] = onnx_call(path)
+        calls[name] = onnx_call(path, threads=1)
     watch.note("time it in ONNX Runtime")
     made.milliseconds = {taken.name: 1e3 * taken.median for taken in interleaved(calls, rounds=50, most_seconds=15)}
 
