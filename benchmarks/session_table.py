@@ -25,10 +25,16 @@ over the seeds; of EFFP, that of the compact net, which computes what the masked
 def write(folder: Path, cells: list[Cell], done: Done, facts: dict[str, str]) -> None:
     """docs/results/session.md and session.json from what is done so far."""
     folder.mkdir(parents=True, exist_ok=True)
-    kept = {cell.name: done[cell.name] for cell in cells if cell.name in done}
+    kept = {cell.name: _told(done[cell.name]) for cell in cells if cell.name in done}
     text = json.dumps({"machine": facts, "scenes": SCENES, "nets": NETS, "epochs": EPOCHS, "runs": kept}, indent=1)
     (folder / "session.json").write_text(text + "\n", encoding="utf-8")
     (folder / "session.md").write_text(page(cells, kept, facts), encoding="utf-8")
+
+
+def _told(run: dict[str, Any]) -> dict[str, Any]:
+    """A run with the channels that its last update kept, by group; all twenty of all runs would be megabytes."""
+    told = {name: value for name, value in run.items() if name != "updates"}
+    return told | {"kept": run["updates"][-1]["kept"]} if run.get("updates") else told
 
 
 def page(cells: list[Cell], done: Done, facts: dict[str, str]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from benchmarks import session_table
@@ -29,6 +31,16 @@ def test_gaps_are_over_the_seeds_that_both_have() -> None:
     assert f"- {FOR_FLOPS}: +10.0 over dense (1)." in page
     assert f"| {FOR_FLOPS} | 0.500 | 0.250 | 70.00 | 70.00 | 1 | 1.0 |" in page
     assert f"Not trained yet: {len(cells()) - 6} of {len(cells())} runs." in page
+
+
+def test_the_numbers_have_the_last_mask_and_not_every_update(tmp_path: Path) -> None:
+    cell = next(cell for cell in cells() if cell.method == OURS)
+    done = run(cell, 0.5) | {"updates": [{"kept": {"stem": 9}}, {"kept": {"stem": 4}}]}
+    for known in ({cell.name: done}, None):  # and again from its own numbers, as --adopt has it
+        known = known or json.loads((tmp_path / "session.json").read_text())["runs"]
+        session_table.write(tmp_path, cells(), known, {"machine": "any"})
+        found = json.loads((tmp_path / "session.json").read_text())["runs"][cell.name]
+        assert found["kept"] == {"stem": 4} and "updates" not in found
 
 
 def test_every_training_has_a_name_of_its_own() -> None:
