@@ -313,6 +313,17 @@ def test_ultralytics_builds_a_cut_network_from_its_configuration(name: str, tmp_
     assert sum(value.numel() for value in again.parameters()) < sum(value.numel() for value in dense.parameters())
 
 
+def test_a_data_set_that_is_not_there_is_refused_before_anything_is_written(
+    narrow: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from effp_fx.cli import main
+
+    out = tmp_path / "out"
+    assert main(["prune", narrow, "--data", str(tmp_path / "data.yaml"), "--epochs", "2", "-o", str(out)]) == 1
+    assert "there is no such data set" in capsys.readouterr().err
+    assert not list(out.iterdir())  # and the process drops it when it ends
+
+
 @pytest.mark.slow
 def test_the_command_line_trains_and_prunes(
     narrow: str, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

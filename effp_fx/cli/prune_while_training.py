@@ -12,6 +12,7 @@ from typing import Any
 import typer
 import yaml
 
+from effp_fx.errors import DataError
 from effp_fx.integrations.ultralytics import prune_trainer
 from effp_fx.models.spec import import_family, unknown_name
 
@@ -35,12 +36,14 @@ def train_and_prune(
     Raises:
         typer.BadParameter: a setting without `=`.
         ModelNameError: this is no model of Ultralytics.
+        DataError: there is no such data.yaml; before anything is written.
         SessionError: see `prune_trainer`.
     """
     name = name.removeprefix(_FAMILY)
     if Path(name).suffix not in (".pt", ".yaml", ".yml"):
         raise unknown_name("ultralytics", name, ["yolo11n.yaml", "yolov8n.yaml", "a .pt of yours"])
     arguments = _read(settings)
+    _check_data(data)
     last = out / "weights" / "last.pt"
     with _told_to_stderr():
         yolo = import_family("ultralytics", "ultralytics").YOLO(str(last) if resume else name)
@@ -56,6 +59,18 @@ def train_and_prune(
         "params": pruning.params,
         "metrics": {key: float(value) for key, value in metrics.results_dict.items()},
     }
+
+
+def _check_data(data: str) -> None:
+    checks = import_family("ultralytics.utils.checks", "ultralytics")
+    # Its own rule: a file, an address, or a name that it ships. Folders of classifiers are its trainer's to find.
+    if Path(data).suffix in (".yaml", ".yml") and not checks.check_yaml(data, hard=False):
+        raise DataError(
+            "there is no such data set",
+            where="--data",
+            seen=data,
+            expected="a data.yaml, or a name that Ultralytics ships, such as coco8.yaml",
+        )
 
 
 def _read(settings: list[str]) -> dict[str, Any]:
