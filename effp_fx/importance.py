@@ -32,20 +32,24 @@ def gamma(analysis: Analysis, tensors: Mapping[str, Tensor]) -> Floats:
     ours. Divided by the group's mean.
     """
     names = [(name, 0) for group in analysis.groups for name in group.gammas]
-    squares, entries = _collect(analysis, tensors, names, torch.square)
+    squares, entries = _collect(analysis, tensors, names, 2)
     scaled = np.sqrt(squares / np.maximum(entries, 1))
-    return over_group_mean(analysis, np.where(entries > 0, scaled, l2(analysis, tensors)))
+    bare = [group for group in analysis.groups if not (entries[group.start : group.stop] > 0).all()]
+    if bare:
+        filters, _ = _collect(analysis, tensors, _makers(analysis, bare), 2)
+        scaled = np.where(entries > 0, scaled, over_group_mean(analysis, np.sqrt(filters)))
+    return over_group_mean(analysis, scaled)
 
 
 def l1(analysis: Analysis, tensors: Mapping[str, Tensor]) -> Floats:
     """Sum of |w| over the filters that make a channel (Li et al. 2017), divided by the group's mean."""
-    sums, _ = _collect(analysis, tensors, _makers(analysis), torch.abs)
+    sums, _ = _collect(analysis, tensors, _makers(analysis, analysis.groups), 1)
     return over_group_mean(analysis, sums)
 
 
 def l2(analysis: Analysis, tensors: Mapping[str, Tensor]) -> Floats:
     """L2 norm of the filters that make a channel, all of them together, divided by the group's mean."""
-    squares, _ = _collect(analysis, tensors, _makers(analysis), torch.square)
+    squares, _ = _collect(analysis, tensors, _makers(analysis, analysis.groups), 2)
     return over_group_mean(analysis, np.sqrt(squares))
 
 
@@ -106,10 +110,10 @@ def _resolve(importance: Any, model: nn.Module) -> Importance:
     )
 
 
-def _makers(analysis: Analysis) -> list[tuple[str, int]]:
-    """For every group the weights (of two dimensions or more) that make its channels; failing those, all it has."""
+def _makers(analysis: Analysis, groups: Iterable[ChannelGroup]) -> list[tuple[str, int]]:
+    """For each group the weights (of two dimensions or more) that make its channels; failing those, all it has."""
     found: list[tuple[str, int]] = []
-    for group in analysis.groups:
+    for group in groups:
         made = [part for part in group.slices if part.role == "out"]
         filters = [part for part in made if len(analysis.tensors[part.tensor].shape) > 1]
         found += [(part.tensor, part.dim) for part in filters or made or group.slices if part.role != "stat"]
@@ -120,23 +124,40 @@ def _collect(
     analysis: Analysis,
     tensors: Mapping[str, Tensor],
     parts: Iterable[Place],
-    measure: Callable[[Tensor], Tensor],
+    power: int,
 ) -> tuple[Floats, Floats]:
-    """For each channel the sum of `measure` over its slices of these (tensor, dim), and how many slices that are."""
-    places = list(dict.fromkeys(parts))
-    return summed(analysis, places, {name: measure(tensors[name].detach().to(torch.float64)) for name, _ in places})
+    """For each channel the sum of |w|^`power` over its slices of these (tensor, dim), and how many slices that are."""
+
+    def over(name: str, others: list[int]) -> Tensor:
+        found = tensors[name].detach()
+        # Sums in double precision without a copy in double precision.
+        norms = torch.linalg.vector_norm(found, power, others, dtype=torch.float64) if others else found.double()
+        return norms.abs() ** power
+
+    return _summed(analysis, parts, over)
 
 
 def summed(analysis: Analysis, places: Iterable[Place], values: Mapping[str, Tensor]) -> tuple[Floats, Floats]:
     """For each channel (K) the sum of `values` over its slices at these places, and how many slices these are."""
+
+    def over(name: str, others: list[int]) -> Tensor:
+        taken = values[name].detach().to(torch.float64)
+        return taken.sum(dim=others) if others else taken
+
+    return _summed(analysis, [place for place in places if place[0] in values], over)
+
+
+def _summed(
+    analysis: Analysis, places: Iterable[Place], over: Callable[[str, list[int]], Tensor]
+) -> tuple[Floats, Floats]:
+    """`over(name, dims)` gives one number for each index of the dimension that is left."""
     sums, counts = np.zeros(analysis.channels), np.zeros(analysis.channels)
     for name, dim in dict.fromkeys(places):
-        channels = analysis.tensors[name].dims.get(dim)
-        if channels is None or name not in values:
+        tensor = analysis.tensors[name]
+        channels = tensor.dims.get(dim)
+        if channels is None:
             continue
-        others = [other for other in range(values[name].dim()) if other != dim]
-        taken = values[name].detach().to(torch.float64)
-        row = (taken.sum(dim=others) if others else taken).cpu().numpy()
+        row = over(name, [other for other in range(len(tensor.shape)) if other != dim]).cpu().numpy()
         known = channels >= 0
         np.add.at(sums, channels[known], row[known])
         np.add.at(counts, channels[known], 1.0)
