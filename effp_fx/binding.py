@@ -12,6 +12,7 @@ from effp_fx.errors import CaptureError
 from effp_fx.groups import Analysis, Keep, kept_flags
 from effp_fx.models import registry
 from effp_fx.module_copy import Memo, copied
+from effp_fx.outlines import Outlines
 from effp_fx.plan import ATTRIBUTE, Plan, plan_of
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -129,10 +130,12 @@ def set_attributes(model: nn.Module, attributes: Mapping[str, Mapping[str, Any]]
 class Slices:
     """The parameters of copies that are for looking at shapes: made once for as long as they are cut alike.
 
-    Such copies share them; buffers, which a forward pass writes to, are each copy's own.
+    Such copies share them; buffers, which a forward pass writes to, are each copy's own. With `outlines` what is cut
+    has its new shape and no values.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, outlines: bool = False) -> None:
+        self._outlines = Outlines() if outlines else None
         self._made: dict[str, tuple[Cut, Tensor]] = {}
 
     def of(self, name: str, parameter: Tensor, keep: Cut) -> Tensor:
@@ -140,9 +143,14 @@ class Slices:
         known = self._made.get(name)
         if known is None or known[0] != keep:
             value = parameter.detach()
-            known = keep, _like(parameter, _sliced(value, keep) if keep else value.clone())
+            known = keep, _like(parameter, self._cut(value, keep) if keep else value.clone())
             self._made[name] = known
         return known[1]
+
+    def _cut(self, tensor: Tensor, keep: Cut) -> Tensor:
+        if self._outlines is None:
+            return _sliced(tensor, keep)
+        return self._outlines.made([len(keep.get(dim, range(size))) for dim, size in enumerate(tensor.shape)], tensor)
 
 
 def sliced_copy(model: nn.Module, plan: Plan, slices: Slices | None = None) -> nn.Module:

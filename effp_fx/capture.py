@@ -1,25 +1,24 @@
 """Records what a model computes on example inputs as one FX graph of ATen ops; the only file that traces.
 
 The ops are seen before autograd and before composite ops are taken apart (`conv2d`, `linear`, `batch_norm`, `cat`), by
-a dispatch mode of our own at the pre-dispatch key. That is the level at which `make_fx(pre_dispatch=True)` records;
-ours keeps the module and the source line of every op, and writes the graph as the model runs.
+a dispatch mode of our own. That is the level at which `make_fx(pre_dispatch=True)` records; ours keeps the module and
+the source line of every op, writes the graph as the model runs, and computes no more than the graph depends on.
 """
 
 from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
-from torch._dispatch.python import enable_python_dispatcher
 from torch.nn.modules import module as nn_module
 
 from effp_fx.call_site import Site, user_frame
@@ -28,7 +27,8 @@ from effp_fx.graph import TensorInfo
 from effp_fx.inputs import Example, check_example, describe_mismatch, map_tensors, repeat_batch
 from effp_fx.model_checks import check_model
 from effp_fx.module_copy import copied
-from effp_fx.op_mode import OpMode
+from effp_fx.op_mode import OpMode, below_autograd
+from effp_fx.outlines import Values, ValuesNeeded
 from effp_fx.recorder import Recorder
 from effp_fx.watcher import Step, Watch, Watcher
 
@@ -40,14 +40,25 @@ FAILED_ON_INPUTS = "failed on the example inputs"
 class Capture:
     """One recorded forward pass."""
 
-    graph_module: fx.GraphModule
+    graph: fx.Graph
     """Placeholders: the example's tensors in pytree order. Output: the tuple of the tensors in the model's output."""
+    attributes: Mapping[str, Tensor]
+    """What its `get_attr` nodes read: parameters and buffers of the model, and constants of the run."""
     train: bool
     out_spec: pytree.TreeSpec
+    example: Example
+    """What it was recorded on."""
     used: frozenset[str] = frozenset()
     """Parameters and buffers that the pass read."""
     reads: tuple[str, ...] = ()
     """Places where Python read a value out of a tensor: what the graph computes there is fixed to the example."""
+    values: Values = Values.ALL
+    """Which were computed. With `NONE` the ops that follow from values are not those of a run with them."""
+
+    @cached_property
+    def graph_module(self) -> fx.GraphModule:
+        """The graph with what it reads, to be run: code is written for it when it is first asked for."""
+        return fx.GraphModule(dict(self.attributes), self.graph, "Captured")
 
 
 @dataclass(frozen=True)
@@ -111,23 +122,30 @@ def undisturbed() -> Iterator[None]:
             torch.cuda.set_rng_state_all(cuda)
 
 
-def capture(model: nn.Module, example: Example, *, train: bool = False) -> Capture:
+def capture(model: nn.Module, example: Example, *, train: bool = False, values: Values = Values.ALL) -> Capture:
     """Record `model(*example.args, **example.kwargs)` in eval mode, or in train mode.
 
+    Most of the time that a run takes goes into values; `values` says whether the graph may do without. Where Python
+    reads one, `UNTIL_READ` means that the model runs again with all.
     The model is left as it was: a private copy that shares its parameters runs, without gradients. Raises CaptureError
     with the model's own error where forward fails, InputError where the inputs cannot fit.
     """
     check_model(model)
     check_example(example, model)
+    if values is Values.UNTIL_READ:
+        with undisturbed(), suppress(Exception):  # whatever goes wrong without values does, or does not, with them
+            torch.manual_seed(0)
+            return _run(private_copy(model).train(train), example, train, values)
+        values = Values.ALL
     runner = private_copy(model).train(train)
     with undisturbed():
         torch.manual_seed(0)
         try:
-            return _run(runner, example, train)
+            return _run(runner, example, train, values)
         except ValueError as error:
             if not train or "more than 1 value per channel" not in str(error):
                 raise _failed(model, example, error) from error
-            return _run(private_copy(model).train(train), repeat_batch(example, 2), train)
+            return _run(private_copy(model).train(train), repeat_batch(example, 2), train, values)
         except EffpError:
             raise
         except Exception as error:  # the user's forward may raise anything
@@ -151,7 +169,7 @@ def replay(
 ) -> Recording:
     """Run a model that belongs to the caller for what `watch` sees of its ops; it may be changed by running.
 
-    With `shapes_only` large products are not computed, see `Watcher`.
+    With `shapes_only` products are not computed, see `outlines`.
 
     An error in the run is returned, not raised.
     """
@@ -173,33 +191,31 @@ def _site(model: nn.Module) -> Site:
 def run_recorded(mode: OpMode, runner: nn.Module, example: Example) -> Any:
     """Run a model under a dispatch mode, without gradients; the name is where a search for the user's own line ends."""
     with ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
+        stack.enter_context(below_autograd())
         for register, hook in (
             (nn_module.register_module_forward_pre_hook, mode.site.enter),
             (partial(nn_module.register_module_forward_hook, always_call=True), mode.site.leave),
         ):
             stack.callback(register(hook).remove)
-        stack.enter_context(enable_python_dispatcher())
         stack.enter_context(mode)
         return runner(*example.args, **example.kwargs)
 
 
-def _run(runner: nn.Module, example: Example, train: bool) -> Capture:
-    example = map_tensors(lambda tensor: tensor.detach().clone(), example)
+def _run(runner: nn.Module, example: Example, train: bool, values: Values) -> Capture:
+    given, example = example, map_tensors(lambda tensor: tensor.detach().clone(), example)
     named = named_tensors(runner)
-    recorder = Recorder(named, example.tensors(), _site(runner))
+    recorder = Recorder(named, example.tensors(), _site(runner), values)
     # The graph starts from the buffers as they were: the run may write to them, and so will the graph.
     named |= {name: buffer.detach().clone() for name, buffer in runner.named_buffers()}
     output = run_recorded(recorder, runner, example)
+    if recorder.halted:
+        raise ValuesNeeded
     tensors, spec = tensors_of(output)
     if not tensors:
         raise CaptureError(
             "the model's output holds no tensor", seen=type(output).__name__, expected="tensors, nested as you like"
         )
     recorder.graph.output(tuple(recorder.node_of(tensor) for tensor in tensors))
-    return Capture(_module(recorder, named), train, spec, frozenset(recorder.used), tuple(recorder.reads))
-
-
-def _module(recorder: Recorder, named: dict[str, Tensor]) -> fx.GraphModule:
-    attributes: dict[str, Any] = {**{name: named[name] for name in recorder.used}, **recorder.constants}
-    return fx.GraphModule(attributes, recorder.graph, "Captured")
+    attributes = {**{name: named[name] for name in recorder.used}, **recorder.constants}
+    used, reads = frozenset(recorder.used), tuple(recorder.reads)
+    return Capture(recorder.graph, attributes, train, spec, given, used, reads, values)

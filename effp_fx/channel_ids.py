@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 Ids = npt.NDArray[np.int64]
+_MANY = 2000
+"""Ids from which on a table of all is faster than looking for repeated ones."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,12 @@ class ChannelIds:
         self.owners: list[Owner] = []
         self._count = 1
         self._parent: Ids = np.arange(1, dtype=np.int64)
-        self._left: list[Ids] = []
-        self._right: list[Ids] = []
+        self._left: list[npt.NDArray[np.integer]] = []
+        self._right: list[npt.NDArray[np.integer]] = []
         self._frozen: list[tuple[Ids, Reason]] = []
+        self._mask: npt.NDArray[np.bool_] = np.zeros(0, dtype=np.bool_)
+        self._mask_of = (0, 0)
+        self._mask_roots: Ids | None = None
         self._starts: Ids = np.zeros(0, dtype=np.int64)
         self._weights: npt.NDArray[np.bool_] = np.zeros(0, dtype=np.bool_)
 
@@ -70,7 +75,7 @@ class ChannelIds:
         position = np.searchsorted(self._starts, ids, side="right") - 1
         return (ids > 0) & self._weights[position]
 
-    def unite(self, left: Ids, right: Ids) -> None:
+    def unite(self, left: npt.NDArray[np.integer], right: npt.NDArray[np.integer]) -> None:
         """`left[i]` and `right[i]` stand or fall together, for all i."""
         if len(left) != len(right):
             raise ValueError(f"{len(left)} ids cannot be united with {len(right)}")
@@ -80,7 +85,12 @@ class ChannelIds:
 
     def freeze(self, ids: Ids, reason: Reason) -> None:
         """These ids stay, for this reason; the first reason given for a channel is the one that is kept."""
-        ids = np.unique(ids)
+        if len(ids) < _MANY:
+            ids = np.unique(ids)
+        else:
+            met = np.zeros(self._count, dtype=np.bool_)
+            met[ids] = True
+            ids = np.flatnonzero(met)
         ids = ids[ids > 0]
         if len(ids):
             self._frozen.append((ids, reason))
@@ -93,7 +103,7 @@ class ChannelIds:
             return self._parent
         left, right = np.concatenate(self._left), np.concatenate(self._right)
         self._left, self._right = [], []
-        parent = self._parent
+        parent = self._parent.copy()
         while True:
             root_left, root_right = parent[left], parent[right]
             open_edges = root_left != root_right
@@ -119,11 +129,12 @@ class ChannelIds:
         return reasons
 
     def frozen_mask(self) -> npt.NDArray[np.bool_]:
-        """For each id whether its class is frozen. Id 0 counts as frozen: it never goes."""
-        roots = self.roots()
-        mask = np.zeros(self._count, dtype=np.bool_)
-        mask[0] = True
-        for ids, _ in self._frozen:
-            mask[roots[ids]] = True
-        frozen: npt.NDArray[np.bool_] = mask[roots]
-        return frozen
+        """For each id whether its class is frozen; not to be written to. Id 0 counts as frozen: it never goes."""
+        roots, known = self.roots(), (self._count, len(self._frozen))
+        if self._mask_of != known or self._mask_roots is not roots:
+            mask = np.zeros(self._count, dtype=np.bool_)
+            mask[0] = True
+            for ids, _ in self._frozen:
+                mask[roots[ids]] = True
+            self._mask, self._mask_of, self._mask_roots = mask[roots], known, roots
+        return self._mask

@@ -68,8 +68,7 @@ def refit(work: Tracing, keep: Keep) -> bool:
     as wholes, for one.
     """
     for part in work.analysis.graphs:
-        example = work.example_of(part.capture)
-        mismatch = trial.Trial(work.model, work.analysis, part, example, work.rules, keep).run()
+        mismatch = trial.Trial(work.model, work.analysis, part, work.rules, keep).run()
         if mismatch is not None and len(mismatch.channels):
             work.freeze(mismatch.channels, mismatch.reason())
             work.settle(lambda _: None)
@@ -98,7 +97,7 @@ def learn(work: Tracing, masked: nn.Module, keep: Keep) -> bool:
 
 
 def _where_parted(work: Tracing, part: Graph, masked: nn.Module, keep: Keep) -> fx.Node | None:
-    example = to_dtype(work.example_of(part.capture), torch.float64)
+    example = to_dtype(part.capture.example, torch.float64)
     plan = from_keep(work.analysis, keep, work.attributes(keep), summary={})
     small = binding.sliced_copy(work.model, plan)
     binding.set_attributes(small, plan.attributes)

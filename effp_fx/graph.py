@@ -143,7 +143,7 @@ def plain_call(node: fx.Node, of_node: Callable[[fx.Node], Any]) -> tuple[Any, .
     return node.op, node.op == "placeholder" or node.target, plain(node.args), keywords
 
 
-def same_ops(left: fx.GraphModule, right: fx.GraphModule) -> bool:
+def same_ops(left: fx.Graph, right: fx.Graph) -> bool:
     """Whether two graphs do the same but for flags (`training=True`) and counters (of batches seen) that make no
     difference to channels.
 
@@ -159,9 +159,9 @@ def same_ops(left: fx.GraphModule, right: fx.GraphModule) -> bool:
     )
 
 
-def _without_counters(graph_module: fx.GraphModule) -> list[fx.Node]:
+def _without_counters(recorded: fx.Graph) -> list[fx.Node]:
     """The nodes but for those that count in a buffer of whole numbers (`steps.add_(1)`) and are read by no others."""
-    nodes = list(graph_module.graph.nodes)
+    nodes = list(recorded.nodes)
     counters: set[fx.Node] = set()
     for node in reversed(nodes):
         if node.users.keys() <= counters and (_counts(node) or (node.op == "get_attr" and node.users)):

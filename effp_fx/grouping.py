@@ -201,7 +201,7 @@ def _terms(graphs: tuple[Graph, ...], work: Interpretation) -> tuple[tuple[Term,
         return (), ()
     part, shadows = graphs[chosen], work.graphs[chosen][1]
     seen: set[int] = set()
-    for node in part.capture.graph_module.graph.nodes:
+    for node in part.capture.graph.nodes:
         if node.op != "call_function" or node not in shadows:
             continue
         layer = node.meta.get("module") or node.name

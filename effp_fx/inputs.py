@@ -96,6 +96,32 @@ def _repeat(value: Any, times: int) -> Any:
     return value
 
 
+def samples(example: Example) -> int:
+    """Return the size of the batch: of the first list or tensor among the inputs."""
+    sizes = [len(value) for _, value in _top_level(example) if isinstance(value, (list, Tensor)) and _is_batch(value)]
+    return sizes[0] if sizes else 1
+
+
+def first_samples(example: Example, count: int) -> Example:
+    """Return the example with its first ``count`` samples, or as it is where it has no more of them."""
+    whole = samples(example)
+
+    def cut(value: Any) -> Any:
+        if isinstance(value, (list, Tensor)) and _is_batch(value) and len(value) == whole:
+            return value[:count]
+        if isinstance(value, dict):
+            return {key: cut(item) for key, item in value.items()}
+        return value
+
+    if whole <= count:
+        return example
+    return Example(tuple(cut(value) for value in example.args), {k: cut(v) for k, v in example.kwargs.items()})
+
+
+def _is_batch(value: list[Any] | Tensor) -> bool:
+    return isinstance(value, list) or value.ndim > 0
+
+
 def check_example(example: Example, model: nn.Module) -> None:
     """Refuse what can never run, before anything is traced.
 

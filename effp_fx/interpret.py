@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, fx
 
@@ -37,6 +38,10 @@ class Interpretation:
     _known: dict[Any, list[list[Shadow]]] = field(default_factory=dict)
     """The calls of earlier graphs, see `_call` -> what each came to, in the order of the calls. Nothing is taken out:
     a shadow that is named by its id must live."""
+    _bare: dict[tuple[tuple[int, ...], bool], Shadow] = field(default_factory=dict)
+    """Shadows without facets, by what there is to them."""
+    _marks: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
+    """For each id whether the op at hand reads a channel with it; all False between ops."""
 
     def __post_init__(self) -> None:
         for name, shape in self.shapes.items():
@@ -55,23 +60,26 @@ class Interpretation:
         self.repeats.append(set())
         made: list[tuple[Any, list[Shadow]]] = []
         taken: Counter[Any] = Counter()
-        aliases = _Aliases(capture.graph_module)
-        leaving = _leads_out(capture.graph_module)
-        for node in capture.graph_module.graph.nodes:
+        aliases = _Aliases(capture.graph)
+        leaving = _leads_out(capture.graph)
+        for node in capture.graph.nodes:
             if node.op == "output":
                 self._freeze_outputs(node, shadows)
                 continue
             if node in leaving:
                 self._freeze_inputs(node, shadows)
-            call = _call(node, shadows)
-            known = self._known.get(call, [])
-            if taken[call] < len(known):
-                shadows[node] = list(known[taken[call]])
-                self.repeats[-1].add(node)
+            if _is_bare(node, shadows):
+                shadows[node] = self._without_channels(node, shadows)
             else:
-                shadows[node] = self._made(node, shadows)
-                made.append((call, list(shadows[node])))
-            taken[call] += 1
+                call = _call(node, shadows)
+                known = self._known.get(call, [])
+                if taken[call] < len(known):
+                    shadows[node] = list(known[taken[call]])
+                    self.repeats[-1].add(node)
+                else:
+                    shadows[node] = self._made(node, shadows)
+                    made.append((call, list(shadows[node])))
+                taken[call] += 1
             if graph.is_mutation(node):
                 aliases.written(self.context, node, shadows)
         for call, result in made:
@@ -124,23 +132,25 @@ class Interpretation:
                     self.ids.freeze(flat(facet), _reason(node, "leads to the model's output, no layer reads it"))
                 shadows[source][index] = Shadow(shadow.shape, (), shadow.from_input)
 
+    def _without_channels(self, node: fx.Node, shadows: Shadows) -> list[Shadow]:
+        """One shadow for all that is alike: two graphs compare theirs by identity."""
+        from_input = _from_input(node, shadows)
+        found = []
+        for value in graph.infos(node):
+            key = (value.shape, from_input) if value else ((), True)
+            found.append(self._bare.setdefault(key, Shadow(*key[:1], from_input=key[1])))
+        return found
+
     def _op(self, node: fx.Node, shadows: Shadows) -> list[Shadow]:
         if node.target.__name__ == "_getitem":  # type: ignore[union-attr]  # a call_function node: never a string
             source, index = node.args
             return [shadows[source][index]]  # type: ignore[index]  # as the recorder wrote them
         outputs = graph.infos(node)
-        from_input = (
-            any(shadow.from_input for source in node.all_input_nodes for shadow in shadows[source])
-            or not node.all_input_nodes
-        )
-        row = ops.find(node)
-        if any(shadow.facets for source in node.all_input_nodes for shadow in shadows[source]) or (row and row.creates):
-            before = len(self.context.consumed)
-            results = self._apply(Call(node, shadows), len(outputs))
-            if from_input:
-                self._show_weights(node, shadows, before)
-        else:
-            results = [[] for _ in outputs]
+        from_input = _from_input(node, shadows)
+        before = len(self.context.consumed)
+        results = self._apply(Call(node, shadows), len(outputs))
+        if from_input:
+            self._show_weights(node, shadows, before)
         return [
             Shadow(value.shape, tuple(self._checked(node, facets, value.shape)), from_input) if value else Shadow(())
             for value, facets in zip(outputs, results, strict=True)
@@ -156,8 +166,14 @@ class Interpretation:
             for facet in shadow.facets
         ]
         if ids:
-            own, read = np.concatenate(ids), self.context.consumed[before:]
-            self.context.shown.append(np.setdiff1d(own, np.concatenate(read)) if read else own)
+            own = np.concatenate(ids)
+            if len(self._marks) < len(self.ids):
+                self._marks = np.zeros(len(self.ids), dtype=np.bool_)
+            for read in self.context.consumed[before:]:
+                self._marks[read] = True
+            self.context.shown.append(own[~self._marks[own]])
+            for read in self.context.consumed[before:]:
+                self._marks[read] = False
 
     def _apply(self, call: Call, outputs: int) -> list[Facets]:
         row = ops.find(call.node)
@@ -194,6 +210,21 @@ class Interpretation:
         return kept
 
 
+def _from_input(node: fx.Node, shadows: Shadows) -> bool:
+    sources = node.all_input_nodes
+    return not sources or any(shadow.from_input for source in sources for shadow in shadows[source])
+
+
+def _is_bare(node: fx.Node, shadows: Shadows) -> bool:
+    """Whether an op has nothing to do with channels."""
+    if node.op != "call_function" or any(shadow.facets for item in node.all_input_nodes for shadow in shadows[item]):
+        return False
+    if node.target.__name__ == "_getitem":  # type: ignore[union-attr]  # a call_function node: never a string
+        return False
+    row = ops.find(node)
+    return row is None or not row.creates
+
+
 def _call(node: fx.Node, shadows: Shadows) -> Any:
     """Equal for two nodes of two graphs whose rules would see the same: op, arguments, place, shapes and shadows."""
     call = graph.plain_call(node, lambda source: tuple(id(shadow) for shadow in shadows[source]))
@@ -205,8 +236,8 @@ def _call(node: fx.Node, shadows: Shadows) -> Any:
 class _Aliases:
     """Which values share memory, so that a write through one is seen through the others."""
 
-    def __init__(self, graph_module: fx.GraphModule) -> None:
-        self._order = {node: index for index, node in enumerate(graph_module.graph.nodes)}
+    def __init__(self, recorded: fx.Graph) -> None:
+        self._order = {node: index for index, node in enumerate(recorded.nodes)}
         self._members: dict[int, list[fx.Node]] = {}
         for node in self._order:
             storage = node.meta.get("storage")
@@ -248,11 +279,11 @@ class _Aliases:
         return any(self._order[user] > self._order[writer] for user in node.users)
 
 
-def _leads_out(graph_module: fx.GraphModule) -> set[fx.Node]:
+def _leads_out(recorded: fx.Graph) -> set[fx.Node]:
     """The ops after the last layer: what they compute reaches the output and is read by no contraction any more."""
     read: set[fx.Node] = set()
     reaches: set[fx.Node] = set()
-    for node in reversed(graph_module.graph.nodes):
+    for node in reversed(recorded.nodes):
         row = ops.find(node) if node.op == "call_function" else None
         if node.op == "output" or any(user in reaches for user in node.users):
             reaches.add(node)

@@ -13,13 +13,14 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-Memo = dict[int, Any]
-"""As of `copy.deepcopy`: the id of an object -> what stands for it in the copy."""
+Memo = dict[Any, Any]
+"""As of `copy.deepcopy`: the id of an object -> what stands for it in the copy, and what torch notes beside that."""
 _CONSTANT = {type(None), bool, int, float, complex, str, bytes, type, torch.dtype, torch.device, torch.Size}
 _CONSTANT |= {types.FunctionType, types.BuiltinFunctionType, type(...)}
 _GENERIC = ("__new__", "__reduce_ex__", "__reduce__")
 _STATES = (object.__getstate__, nn.Module.__getstate__)
 _CONTAINERS = {dict, OrderedDict, list, set}
+_OWN = {name for name, value in vars(nn.Module()).items() if type(value) in _CONTAINERS}
 _PICKLED = ("__deepcopy__", "__getnewargs__", "__getnewargs_ex__")
 
 
@@ -49,17 +50,49 @@ def _value(value: Any, memo: Memo) -> Any:
         return _container(value, memo)
     if isinstance(value, nn.Module) and _is_plain(kind):
         return _module(value, memo)
+    if kind is Tensor and _is_whole(value):
+        return _tensor(value, memo)
     for leaf in [value] if isinstance(value, Tensor) else pytree.tree_leaves(value):
         if isinstance(leaf, Tensor) and not leaf.is_leaf:
             memo.setdefault(id(leaf), leaf.detach().clone())
     return copy.deepcopy(value, memo)
 
 
+def _is_whole(tensor: Tensor) -> bool:
+    """Whether there is no more to a tensor than its values: most buffers."""
+    plain = not tensor.requires_grad and tensor.layout is torch.strided and not tensor.__dict__
+    return (
+        plain
+        and tensor.grad is None
+        and tensor.is_contiguous()
+        and tensor.untyped_storage().nbytes() == tensor.numel() * tensor.itemsize
+    )
+
+
+def _tensor(tensor: Tensor, memo: Memo) -> Tensor:
+    """A copy in memory that later views of the same memory are copied into, as `copy.deepcopy` has it."""
+    storages: dict[int, Any] = memo.setdefault("torch", {})  # where torch itself looks
+    storage = tensor.untyped_storage()
+    if storage._cdata in storages:
+        return copy.deepcopy(tensor, memo)
+    twin = memo[id(tensor)] = tensor.clone()
+    storages[storage._cdata] = twin.untyped_storage()
+    return twin
+
+
 def _module(module: nn.Module, memo: Memo) -> nn.Module:
     twin: Any = object.__new__(type(module))
     memo[id(module)] = twin
-    state = module.__getstate__()
-    twin.__setstate__({name: item if type(item) in _CONSTANT else _value(item, memo) for name, item in state.items()})
+    state = {}
+    for name, item in module.__getstate__().items():
+        kind = type(item)
+        if kind in _CONSTANT:
+            state[name] = item
+        elif name in _OWN and kind in _CONTAINERS and not item:  # a module's own: nothing else holds it
+            state[name] = kind()
+        else:
+            state[name] = _value(item, memo)
+    twin.__setstate__(state)
     return twin  # type: ignore[no-any-return]
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._dispatch.python import no_python_dispatcher
-from torch._subclasses.schema_check_mode import SchemaCheckMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from effp_fx.call_site import Site
@@ -18,15 +17,16 @@ ALIASES = {"aten.lift_fresh.default", "aten.lift_fresh_copy.default", "aten.lift
 """What `torch.tensor([1, 2])` calls on the literal that Python made."""
 
 
-class OpMode(SchemaCheckMode):
-    """A mode at the pre-dispatch key. What it does with an op is for those who derive from it.
+class OpMode(TorchDispatchMode):
+    """A mode that sees ops as the model calls them. What it does with an op is for those who derive from it.
 
-    Torch keeps three slots at that key and admits only its own three modes to them. We take the place of the schema
-    checker, the one that nothing else uses, and none of its behaviour.
+    Composite ops (`conv2d`, `linear`) are taken apart at autograd's keys, above a dispatch mode. Below those keys, as
+    `below_autograd` runs a model, they come here whole: the level of torch's pre-dispatch key, at a quarter of what
+    the machinery of that key takes for an op.
     """
 
     def __init__(self, site: Site) -> None:
-        TorchDispatchMode.__init__(self, torch._C.DispatchKey.PreDispatch)  # no slot of torch's own
+        super().__init__()  # type: ignore[no-untyped-call]  # torch annotates nothing here
         self.site = site
 
     @classmethod
@@ -34,11 +34,11 @@ class OpMode(SchemaCheckMode):
         return False  # a wrapper that costs more than most of what we do for an op; compiled models are refused
 
 
-def called(func: Any, args: Any, kwargs: Any) -> Any:
-    """The result of an op, without the Python dispatcher: it brings ops to the mode, and would take its time again at
-    every key that lies below."""
-    with no_python_dispatcher():
-        return func(*args, **kwargs)
+@contextmanager
+def below_autograd() -> Iterator[None]:
+    """Run ops without autograd, which would take composite ones apart before a mode sees them."""
+    with torch.no_grad(), torch._C._AutoDispatchBelowAutograd():
+        yield
 
 
 @cache

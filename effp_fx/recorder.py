@@ -11,14 +11,21 @@ from torch import Tensor, fx
 
 from effp_fx.call_site import Site, user_line
 from effp_fx.graph import TensorInfo
-from effp_fx.op_mode import ALIASES, OpMode, called, mapped, op_tensors, op_text
+from effp_fx.op_mode import ALIASES, OpMode, mapped, op_tensors, op_text
+from effp_fx.outlines import Outlines, Values, ValuesNeeded, depends_on_values
 
 
 class Recorder(OpMode):
     """Writes a node for every op that returns or changes a tensor."""
 
-    def __init__(self, named: dict[str, Tensor], inputs: list[Tensor], site: Site) -> None:
+    def __init__(self, named: dict[str, Tensor], inputs: list[Tensor], site: Site, values: Values = Values.ALL) -> None:
         super().__init__(site)
+        self.values = values
+        self.halted = False
+        """Whether values were needed that are not computed. Said here as well: a model may catch the exception."""
+        self._outlines = Outlines()
+        self._unknown: set[int] = set()
+        """Storages whose values are not what they would be."""
         self.graph = fx.Graph()
         self.constants: dict[str, Tensor] = {}
         self.reads: list[str] = []
@@ -50,17 +57,38 @@ class Recorder(OpMode):
             return node
 
         node_args, node_kwargs = mapped(args, to_node), mapped(kwargs, to_node)
-        storages = {_address(value): node for value, node in found}
-        output = called(func, args, kwargs)
+        storages = {_address(value): node for value, node in reversed(found)}
+        output, unknown = None, any(node.meta["storage"] in self._unknown for _, node in found)
+        if self.values is not Values.ALL:
+            output = self._outlines.result(func, args, kwargs)
+        if output is None:
+            if unknown and depends_on_values(func, args):
+                self._need_values()
+            output = func(*args, **kwargs)
+        else:
+            unknown = True
+            if output is not args[0]:
+                storages = {}  # outlines share their memory, and stand for tensors that do not
         outputs = op_tensors(output)
         if not outputs and not func._schema.is_mutable:
+            if unknown:
+                self._need_values()
             self.reads.append(f"{op_text(func)} in {self.site.module[0] or 'the model'} ({source})")
             return output
         node_kwargs = {key: value for key, value in node_kwargs.items() if not isinstance(value, torch.Generator)}
-        node = self.graph.create_node("call_function", func, node_args, node_kwargs, _name(func))
+        node = self._call(func, node_args, node_kwargs)
         self._annotate(node, source)
         self._bind(node, output, storages, source)
+        if unknown:
+            written = [item.meta["storage"] for _, item in found[:1]] if func._schema.is_mutable else []
+            made = node.meta["storage"]
+            self._unknown.update([*written, *(made if isinstance(made, list) else [made])])
         return output
+
+    def _need_values(self) -> None:
+        if self.values is Values.UNTIL_READ:
+            self.halted = True
+            raise ValuesNeeded
 
     def node_of(self, tensor: Tensor, source: str = "") -> fx.Node:
         """The node of a tensor; one that no op made is a parameter, a buffer or a constant, first read at `source`."""
@@ -87,14 +115,16 @@ class Recorder(OpMode):
         return name
 
     def _read(self, name: str, tensor: Tensor, source: str) -> fx.Node:
-        node = self.graph.get_attr(name)
+        node = self.graph.create_node("get_attr", name)
+        if name in self.constants and tensor.numel() == 1:
+            node.meta["number"] = tensor.item()
         self._annotate(node, source)
         self._describe(node, tensor, self._new_storage())
         return node
 
     def _fresh(self, func: Any, args: Any, kwargs: Any) -> Tensor:
         """A literal, `torch.tensor([1, 2])`: a clone of a constant, so that writing to it leaves the constant alone."""
-        output: Tensor = called(func, args, kwargs)
+        output: Tensor = func(*args, **kwargs)
         source = user_line()
         read = self._read(self._constant(output.detach().clone()), output, source)
         node = self.graph.call_function(torch.ops.aten.clone.default, (read,))
@@ -102,6 +132,13 @@ class Recorder(OpMode):
         self._describe(node, output, self._new_storage())
         self._enter(output, node)
         return output
+
+    def _call(self, target: Any, args: Any, kwargs: Any) -> fx.Node:
+        """A node for an op. Its arguments are set later: `create_node` looks through them for symbols, which takes as
+        long as all else that it does."""
+        node = self.graph.create_node("call_function", target, name=_name(target))
+        node.args, node.kwargs = args, kwargs
+        return node
 
     def _enter(self, tensor: Tensor, node: fx.Node) -> None:
         self._nodes[id(tensor)] = (weakref.ref(tensor), node)
@@ -125,7 +162,7 @@ class Recorder(OpMode):
                 values.append(None)
                 numbers.append(None)
                 continue
-            part = self.graph.create_node("call_function", _getitem, (node, index), {}, "_getitem")
+            part = self._call(_getitem, (node, index), {})
             self._annotate(part, source)
             self._describe(part, item, self._storage(item, storages))
             self._enter(item, part)
@@ -155,7 +192,9 @@ def _getitem(values: Any, index: int) -> Any:
 
 @cache
 def _name(func: Any) -> str:
-    """The name of the op's nodes, `conv2d_default`; worked out once, as torch does for each node anew."""
+    """The name of a function's nodes, `conv2d_default`; worked out once, as torch does for each node anew."""
+    if func is _getitem:
+        return func.__name__
     return op_text(func).partition(".")[2].replace(".", "_").lower()
 
 

@@ -6,7 +6,7 @@ operations however many ops a model has; the few that vary along several are loo
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -102,21 +102,29 @@ def _balance(ids: ChannelIds, parts: Ids, reason: Reason) -> bool:
     """
     waiting = _uneven(ids, parts)
     found = bool(waiting)
+    left, right = list[int](), list[int]()
     while waiting:
-        total, members = np.zeros(len(parts), dtype=np.int64), list[int]()
-        while not members or total.min() < total.max():
-            behind = int(total.argmin())
+        total, members = [0] * len(parts), list[int]()
+        while not members or min(total) < max(total):
+            behind = total.index(min(total))
             fitting = [uneven for uneven in waiting if uneven[behind] > 0]
             if members and not fitting:
                 ids.freeze(np.array(members), reason)
                 break
-            best = min(fitting or waiting, key=lambda uneven: int(np.ptp(total + uneven)))
+            best = min(fitting or waiting, key=lambda uneven: _spread(total, uneven))
             members.append(waiting[best].pop(0))
-            total += best
+            total = [one + two for one, two in zip(total, best, strict=True)]
             if not waiting[best]:
                 del waiting[best]
-        ids.unite(np.full(len(members), members[0]), np.array(members))
+        left += members[:1] * len(members)
+        right += members
+    ids.unite(np.array(left, dtype=np.int64), np.array(right, dtype=np.int64))
     return found
+
+
+def _spread(one: Sequence[int], two: Sequence[int]) -> int:
+    sums = [first + second for first, second in zip(one, two, strict=True)]
+    return max(sums) - min(sums)
 
 
 def _uneven(ids: ChannelIds, parts: Ids) -> dict[tuple[int, ...], list[int]]:
@@ -127,9 +135,10 @@ def _uneven(ids: ChannelIds, parts: Ids) -> dict[tuple[int, ...], list[int]]:
     np.add.at(counts, (inverse.reshape(-1), np.repeat(np.arange(len(parts)), parts.shape[1])), 1)
     counts -= counts.min(axis=1, keepdims=True)
     found: dict[tuple[int, ...], list[int]] = {}
+    rows, numbers = counts.tolist(), channels.tolist()
     for index in np.argsort(first, kind="stable").tolist():
-        if channels[index] > 0 and counts[index].any():
-            found.setdefault(tuple(counts[index].tolist()), []).append(int(channels[index]))
+        if numbers[index] > 0 and any(rows[index]):
+            found.setdefault(tuple(rows[index]), []).append(numbers[index])
     return found
 
 

@@ -123,7 +123,7 @@ def _alike(model: nn.Module, part: Graph, mismatch: Mismatch, found: tuple[SizeR
     A guess that spares trials; one that is wrong shows in the next trial like any other size.
     """
     modules = dict(model.named_modules())
-    nodes = [node for node in part.capture.graph_module.graph.nodes if is_op(node)]
+    nodes = [node for node in part.capture.graph.nodes if is_op(node)]
     first = found[0]
     own = [node for node in nodes if _within(node, first.module)]
     if mismatch.node not in own:

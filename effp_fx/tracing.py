@@ -24,8 +24,9 @@ from effp_fx.errors import CaptureError, NameNotFoundError
 from effp_fx.graph import same_ops
 from effp_fx.group_file import GroupRules
 from effp_fx.groups import Analysis, Keep
-from effp_fx.inputs import Example
+from effp_fx.inputs import Example, first_samples, samples
 from effp_fx.interpret import Interpretation
+from effp_fx.outlines import Values
 
 Progress = Callable[[str], None]
 Ignore = Iterable[str | nn.Module]
@@ -102,10 +103,9 @@ class Tracing:
         for part in self.analysis.graphs:
             if not part.novel:  # the sizes at its ops were tried with the graph before it; verification runs both
                 continue
-            example = self.example_of(part.capture)
             self.trials += 1
             progress(f"trial {self.trials}: {self.analysis.channels} channels")
-            tried = trial.Trial(self.model, self.analysis, part, example, self.rules, keep)
+            tried = trial.Trial(self.model, self.analysis, part, self.rules, keep)
             mismatch = tried.run()
             if mismatch is None:
                 continue
@@ -125,10 +125,6 @@ class Tracing:
                 )
             return True
         return False
-
-    def example_of(self, recorded: Capture) -> Example:
-        """The inputs that a graph was captured on."""
-        return self.train_example if recorded.train and self.train_example is not None else self.example
 
     def _renumber(self) -> None:
         old = self.analysis
@@ -210,18 +206,18 @@ def trace(
     pinned = ignored_tensors(model, ignore)
     begin = time.perf_counter()
     progress("capture in eval mode")
-    captures = [capture(model, example)]
+    captures = [capture(model, example, values=Values.UNTIL_READ)]
     notes = []
     progress("capture in train mode")
     try:
-        captures.append(capture(model, train_example or example, train=True))
+        captures.append(_captured_in_training(model, train_example or example, captures[0]))
     except CaptureError as error:
         notes.append(f"train mode was not captured: {error.seen or error}")
     captured = time.perf_counter()
     progress("interpret")
     work = Interpretation(_shapes(model))
     modes = tuple("train" if recorded.train else "eval" for recorded in captures)
-    if len(captures) == 2 and same_ops(captures[0].graph_module, captures[1].graph_module):
+    if len(captures) == 2 and same_ops(captures[0].graph, captures[1].graph):
         del captures[1]
     for recorded in captures:
         work.walk(recorded)
@@ -237,6 +233,22 @@ def trace(
         tracing.apply_rules(group_file.parse(text, tracing.analysis, name=str(groups)), pinned)
         tracing.settle(progress)
     return tracing
+
+
+def _captured_in_training(model: nn.Module, example: Example, evaluated: Capture) -> Capture:
+    """The graph in train mode, for its ops alone: nothing is computed that need not be, and the batch is no larger than
+    in eval mode, so that what both do alike is seen to be.
+
+    Where the run fails like that, or leaves out parameters that eval mode does not read either (layers that work on
+    what was found), it is repeated with all values.
+    """
+    try:
+        few = first_samples(example, samples(evaluated.example))
+        outlined = capture(model, few, train=True, values=Values.NONE)
+    except CaptureError:
+        return capture(model, example, train=True)
+    missing = {name for name, _ in model.named_parameters()} - evaluated.used - outlined.used
+    return capture(model, example, train=True) if missing else outlined
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -18,7 +18,7 @@ from effp_fx import binding, graph
 from effp_fx.capture import Recording, replay
 from effp_fx.channel_ids import Reason
 from effp_fx.groups import Analysis, ChannelGroup, Channels, Graph, Keep, kept_flags
-from effp_fx.inputs import Example
+from effp_fx.outlines import Values
 from effp_fx.plan import Plan, from_keep
 from effp_fx.watcher import OpKey, Step
 
@@ -103,24 +103,26 @@ class Trial:
     model: nn.Module
     analysis: Analysis
     part: Graph
-    example: Example
     rules: Sequence[SizeRule]
     keep: Keep
     slices: binding.Slices = field(default_factory=binding.Slices)
     """What the copies of one trial and of those made from it (`dataclasses.replace`) have in common."""
+    outlines: binding.Slices = field(default_factory=lambda: binding.Slices(outlines=True))
+    """The same of those that run without values."""
 
     def run(self, stop: int | None = None) -> Mismatch | None:
         """Lower a copy and run it against the captured graph. None: every op (up to `stop`) was as expected.
 
-        The first run computes no large products. It is believed where all shapes were as expected to the last; else
-        values may have had a part in it, and a run with all of them decides.
+        The first run computes no products. It is believed where all shapes were as expected to the last; else values
+        may have had a part in it, and a run with all of them decides, unless the graph was captured without them.
         """
         attributes = attributes_for(self.model, self.analysis, self.rules, self.keep)
         plan = from_keep(self.analysis, self.keep, attributes, summary={})
         follower, recording = self._follow(plan, stop, shapes_only=True)
         if follower.found is None and follower.position > follower.last:
             return None
-        follower, recording = self._follow(plan, stop, shapes_only=False)
+        if self.part.capture.values is not Values.NONE:
+            follower, recording = self._follow(plan, stop, shapes_only=False)
         if follower.found is not None:
             return follower.mismatch(follower.found, recording.last)
         if isinstance(recording.error, _EnoughSeen) or follower.loose or follower.position > follower.last:
@@ -128,10 +130,10 @@ class Trial:
         return follower.mismatch(follower.position, recording.last, recording.error)
 
     def _follow(self, plan: Plan, stop: int | None, *, shapes_only: bool) -> tuple[Follower, Recording]:
-        small = binding.sliced_copy(self.model, plan, self.slices)
+        small = binding.sliced_copy(self.model, plan, self.outlines if shapes_only else self.slices)
         binding.set_attributes(small, plan.attributes)
         follower, train = Follower(self.part, self.keep, stop), self.part.capture.train
-        return follower, replay(small, self.example, follower.watch, train=train, shapes_only=shapes_only)
+        return follower, replay(small, self.part.capture.example, follower.watch, train=train, shapes_only=shapes_only)
 
     def responsible(self, mismatch: Mismatch) -> ChannelGroup | None:
         """A group without whose cuts the trial gets past a mismatch, by bisection: for a size that was taken from
@@ -161,7 +163,7 @@ class Follower:
         self.part = part
         self.keep = keep
         self._counts: dict[int, int] = {}
-        self.nodes = [node for node in part.capture.graph_module.graph.nodes if is_op(node)]
+        self.nodes = [node for node in part.capture.graph.nodes if is_op(node)]
         self.keys = [op_key(node) for node in self.nodes]
         self.lively = [any(True for _ in self._changes(node)) for node in self.nodes]
         until = len(self.nodes) if stop is None else stop + 1

@@ -10,17 +10,11 @@ import torch
 from torch import Tensor
 
 from effp_fx.call_site import Site, user_line
-from effp_fx.op_mode import ALIASES, OpMode, called, mapped, op_tensors, op_text
+from effp_fx.op_mode import ALIASES, OpMode, op_tensors, op_text
+from effp_fx.outlines import Outlines
 
 _DROPOUT = {"aten.dropout", "aten.feature_dropout", "aten.alpha_dropout", "aten.feature_alpha_dropout"}
 _ATTENTION = "aten.scaled_dot_product_attention"
-_PRODUCTS = {
-    *(f"aten.conv{rank}d.default" for rank in (1, 2, 3)),
-    *(f"aten.conv_transpose{rank}.{kind}" for rank, kind in (("1d", "default"), ("2d", "input"), ("3d", "input"))),
-    "aten.linear.default",
-}
-_SMALL = 5_000_000
-"""Multiply-accumulates below which a product is as soon computed as its shape."""
 OpKey = tuple[Any, str, str]
 
 
@@ -53,14 +47,14 @@ raises ends the run."""
 class Watcher(OpMode):
     """Shows every op that returns or changes a tensor to `watch`; keeps nothing of the run but its last step.
 
-    With `shapes_only` large products come out as zeros of the right shape: nearly all of a run's time, for one who
-    asks for shapes. What the model then does that depends on values is another thing than what it would do.
+    With `shapes_only` products come out as outlines. What the model then does that depends on values is another thing
+    than what it would do.
     """
 
     def __init__(self, site: Site, watch: Watch, *, shapes_only: bool = False) -> None:
         super().__init__(site)
         self.watch = watch
-        self.shapes_only = shapes_only
+        self._outlines = Outlines() if shapes_only else None
         self.last: Step | None = None
         """The op that was called last, whether or not it came back."""
 
@@ -68,13 +62,12 @@ class Watcher(OpMode):
         kwargs = kwargs or {}
         name = op_text(func)
         if name in ALIASES:
-            output = called(func, args, kwargs)
+            output = func(*args, **kwargs)
             self.watch(Step(torch.ops.aten.clone.default, args, {}, self.site.module[0], user_line()), [output], [])
             return output
         self.last = Step(func, args, kwargs, self.site.module[0], user_line())
-        if self.shapes_only and name in _PRODUCTS and _is_large(*args[:2]):
-            output = _zeros(func, args, kwargs)
-        else:
+        output = None if self._outlines is None else self._outlines.result(func, args, kwargs)
+        if output is None:
             output = _without_dropout(func, name, args, kwargs)
         outputs = op_tensors(output)
         if not outputs and not func._schema.is_mutable:
@@ -96,19 +89,4 @@ def _without_dropout(func: Any, name: str, args: Any, kwargs: Any) -> Any:
     if packet == _ATTENTION:
         args = (*args[:4], 0.0, *args[5:]) if len(args) > 4 else args
         kwargs = {key: value for key, value in kwargs.items() if key != "dropout_p"}
-    return called(func, args, kwargs)
-
-
-def _is_large(source: Tensor, weight: Tensor) -> bool:
-    return source.numel() * (weight.numel() // max(weight.shape[-1 if weight.dim() < 3 else 1], 1)) > _SMALL
-
-
-def _zeros(func: Any, args: Any, kwargs: Any) -> Tensor:
-    """What an op would return, by its meta kernel, with zeros for values; it refuses the shapes that the op refuses."""
-    shape = called(func, *mapped((args, kwargs), _outline))
-    made = torch.empty_strided(shape.shape, shape.stride(), dtype=shape.dtype, device=args[0].device)
-    return made.zero_()
-
-
-def _outline(tensor: Tensor) -> Tensor:
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+    return func(*args, **kwargs)

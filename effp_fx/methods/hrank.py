@@ -52,8 +52,10 @@ def ranks(problem: Problem, batches: Sequence[Any]) -> Floats:
     device = next(problem.network.parameters()).device
     for batch in batches:
         example: Example = map_tensors(lambda value: value.to(device), inputs_of(batch, problem.found.example))
-        recorded = capture(problem.network, example).graph_module
-        _Reader(recorded, _matched(problem.analysis, recorded, places), sums, counts).run(*example.tensors())
+        recorded = capture(problem.network, example)
+        _Reader(recorded.graph_module, _matched(problem.analysis, recorded.graph, places), sums, counts).run(
+            *example.tensors()
+        )
     found = sums / np.maximum(counts, 1)
     rest = importance.l1(problem.analysis, problem.tensors)
     return np.where(counts > 0, found, rest)
@@ -68,7 +70,7 @@ def feature_maps(analysis: Analysis) -> dict[fx.Node, np.ndarray]:
     graph = analysis.graphs[0]
     found: dict[fx.Node, np.ndarray] = {}
     seen: set[str] = set()
-    for node in graph.capture.graph_module.graph.nodes:
+    for node in graph.capture.graph.nodes:
         channels = _channels(graph.dims, node)
         owner = _owner(analysis, channels)
         if owner is None or owner in seen:
@@ -94,12 +96,10 @@ def _owner(analysis: Analysis, channels: Any) -> str | None:
     return next(group.name for group in analysis.groups if group.start <= first < group.stop)
 
 
-def _matched(
-    analysis: Analysis, recorded: fx.GraphModule, places: dict[fx.Node, np.ndarray]
-) -> dict[fx.Node, np.ndarray]:
+def _matched(analysis: Analysis, recorded: fx.Graph, places: dict[fx.Node, np.ndarray]) -> dict[fx.Node, np.ndarray]:
     """The same ops in another recording of the network: of other inputs, so that what follows the data may differ."""
-    known = [n for n in analysis.graphs[0].capture.graph_module.graph.nodes if n.op == "call_function"]
-    now = [n for n in recorded.graph.nodes if n.op == "call_function"]
+    known = [n for n in analysis.graphs[0].capture.graph.nodes if n.op == "call_function"]
+    now = [n for n in recorded.nodes if n.op == "call_function"]
     found = {}
     for one, two in zip(known, now, strict=False):
         if one.target != two.target:

@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from effp_fx import graph
 from effp_fx.channel_ids import ChannelIds, Reason
 from effp_fx.graph import TensorInfo
-from effp_fx.ops.shadow import Array, Shadow, crop, flat, is_empty, leaky, spread, varying
+from effp_fx.ops.shadow import Array, Shadow, crop, flat, is_empty, leaky, spread, straight, varying
 
 Facets = list[Tensor]
 Result = Facets | list[Facets]
@@ -117,18 +117,20 @@ class Context:
         """Unite two facets of equal shape element by element; the caller has dealt with zeros."""
         one, two = _side_by_side(left, right)
         both = (one != 0) & (two != 0)
-        self.ids.unite(np.abs(one[both]).astype(np.int64), np.abs(two[both]).astype(np.int64))
+        self.ids.unite(np.abs(one[both]), np.abs(two[both]))
 
     def match(self, call: Call, left: Tensor, right: Tensor, text: str) -> Tensor:
         """Unite two facets of equal shape; where only one has a channel, it stays. Returns merged ids, unsigned."""
-        one, two = _side_by_side(left, right)
+        one, two = (np.abs(side) for side in _side_by_side(left, right))
+        if one.all() and two.all():
+            self.ids.unite(one.reshape(-1), two.reshape(-1))
+            return torch.from_numpy(one).expand(left.shape)
         held, other = one != 0, two != 0
         both, alone = held & other, held ^ other
         if alone.any():
-            self.ids.freeze(np.abs(one + two)[alone].astype(np.int64), self.reason(call, text))
-        size = np.abs(one)
-        self.ids.unite(size[both].astype(np.int64), np.abs(two[both]).astype(np.int64))
-        return torch.from_numpy(np.where(both, size, 0)).expand(left.shape)
+            self.ids.freeze((one + two)[alone].astype(np.int64), self.reason(call, text))
+        self.ids.unite(one[both], two[both])
+        return torch.from_numpy(np.where(both, one, 0)).expand(left.shape)
 
     def balance(self, call: Call, parts: Sequence[Tensor]) -> None:
         """As many channels go from each of these lines; which with which is left open until all else is known."""
@@ -143,9 +145,10 @@ class Context:
         dim %= max(len(shadow.shape), 1)
         vector: Tensor | None = None
         for facet in shadow.facets:
-            if dim not in varying(facet):
+            along = varying(facet)
+            if dim not in along:
                 continue
-            line = self.level(call, facet, dim)
+            line = self.level(call, facet, dim) if len(along) > 1 else straight(facet, dim)
             if vector is None:
                 vector = line
             else:
@@ -190,9 +193,9 @@ class Context:
         A channel whose value is not zero while masked must not be seen: the mask zeroes the slices that read it. Where
         zeroing them would not silence it, the channel stays.
         """
-        leaking = channels < 0
-        if not bool(leaking.any()):
+        if channels.numpy().min(initial=0) == 0:
             return channels
+        leaking = channels < 0
         self.silence(weights[leaking & (weights > 0)])
         stays = leaking & (weights <= 0)
         if bool(stays.any()):
@@ -231,6 +234,8 @@ class Context:
 def _side_by_side(left: Tensor, right: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Two facets of equal shape along every dimension along which either varies. In numpy, which takes a fraction of
     the time that torch does for a few numbers."""
+    if left.dim() == 1:
+        return left.numpy(), right.numpy()
     dims = {*varying(left), *varying(right)}
     return crop(left, tuple(dims)).numpy(), crop(right, tuple(dims)).numpy()
 
@@ -242,6 +247,6 @@ def signed(facet: Tensor, sign: int) -> Tensor:
 
 def line_facet(vector: Tensor | None, dim: int, shape: tuple[int, ...]) -> Facets:
     """The facets of a result whose channels lie along one dimension."""
-    if vector is None or not bool(vector.any()):
+    if vector is None or not vector.numpy().any():
         return []
     return [spread(vector, dim % len(shape), shape)]

@@ -270,11 +270,7 @@ def _literal(value: Any) -> float | None:
     if not isinstance(value, fx.Node):
         return value if isinstance(value, (int, float)) else None
     source = value.args[0] if graph.op_name(value) == "aten.clone" and len(value.users) == 1 else None
-    if not isinstance(source, fx.Node) or not str(source.target).startswith("_constant_"):
-        return None
-    module = value.graph.owning_module
-    constant = graph.tensor_of(module, str(source.target)) if module is not None else None
-    return float(constant) if constant is not None and constant.numel() == 1 else None
+    return source.meta.get("number") if isinstance(source, fx.Node) else None
 
 
 add(KEEPS_ZERO, "pass", _unary(1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 
@@ -43,7 +44,7 @@ def _affine(
             "normalises a tensor without channels",
         )
         return []
-    silent = channels > 0
+    silent = channels.numpy() > 0
     for vector in followers.values():
         if vector is not None:
             channels = context.match(call, channels, vector, "normalises a tensor without channels")
@@ -51,11 +52,11 @@ def _affine(
     if isinstance(weight, fx.Node) and weight.op == "get_attr":
         context.gammas.add(str(weight.target))
     scale, shift = followers["weight"], followers["bias"]
-    zero = silent & centred if scale is None else (scale > 0) | (silent & centred)
+    zero = silent & centred if scale is None else (scale.numpy() > 0) | (silent & centred)
     if call["bias"] is not None:
-        zero = zero & (shift > 0) if shift is not None else torch.zeros_like(zero)
-    channels = torch.where(zero, channels.abs(), -channels.abs())
-    return line_facet(channels, dim, call.out.shape)
+        zero = zero & (shift.numpy() > 0 if shift is not None else False)
+    size = np.abs(channels.numpy())
+    return line_facet(torch.from_numpy(np.where(zero, size, -size)), dim, call.out.shape)
 
 
 def instance_norm(context: Context, call: Call) -> Facets:

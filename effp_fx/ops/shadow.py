@@ -72,6 +72,11 @@ def spread(vector: Tensor, dim: int, shape: tuple[int, ...]) -> Tensor:
     return vector.reshape(view).expand(shape)
 
 
+def straight(facet: Tensor, dim: int) -> Tensor:
+    """The ids of a facet that varies along `dim` alone."""
+    return facet.as_strided(facet.shape[dim : dim + 1], facet.stride()[dim : dim + 1], facet.storage_offset())
+
+
 def is_empty(facet: Tensor) -> bool:
     """Whether no element belongs to a channel."""
     return not bool(crop(facet).any())

@@ -28,7 +28,7 @@ class Lower(Pass):
     def __call__(self, analysis: Analysis, part: Graph) -> PassResult:
         new_graph, table = copied(part)
         changed = 0
-        for node in part.capture.graph_module.graph.nodes:
+        for node in part.capture.graph.nodes:
             if node.op == "call_function":
                 changed += self._resize(part, node, table)
             if node in part.dims:

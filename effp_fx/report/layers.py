@@ -177,7 +177,7 @@ class _Layers:
         order: dict[str, bool] = {}
         layers = dict(zip((term.node for term in self.analysis.flop_terms), self._term_layers, strict=True))
         for part in sorted(self.analysis.graphs, key=lambda part: part.capture.train):
-            for node in part.capture.graph_module.graph.nodes:
+            for node in part.capture.graph.nodes:
                 if node.op == "get_attr" and str(node.target) in self.analysis.tensors:
                     order.setdefault(layer_of(str(node.target)), part.capture.train)
                 elif not part.capture.train and node.name in layers:
@@ -191,7 +191,7 @@ class _Layers:
         kinds: dict[str, str] = {}
         users: dict[str, str] = {}
         for part in self.analysis.graphs:
-            for node in part.capture.graph_module.graph.nodes:
+            for node in part.capture.graph.nodes:
                 if node.meta.get("module_type"):
                     kinds.setdefault(node.meta["module"], node.meta["module_type"])
                 for read in node.all_input_nodes:
@@ -202,7 +202,7 @@ class _Layers:
     def _eval_nodes(self) -> Iterator[fx.Node]:
         parts = [part for part in self.analysis.graphs if not part.capture.train] or list(self.analysis.graphs)
         for part in parts[:1]:
-            yield from part.capture.graph_module.graph.nodes
+            yield from part.capture.graph.nodes
 
 
 def _reason(item: Frozen) -> str:
