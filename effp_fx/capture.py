@@ -203,10 +203,11 @@ def run_recorded(mode: OpMode, runner: nn.Module, example: Example) -> Any:
 
 def _run(runner: nn.Module, example: Example, train: bool, values: Values) -> Capture:
     given, example = example, map_tensors(lambda tensor: tensor.detach().clone(), example)
-    named = named_tensors(runner)
+    buffers = dict(runner.named_buffers())
+    named = {**dict(runner.named_parameters()), **buffers}
     recorder = Recorder(named, example.tensors(), _site(runner), values)
     # The graph starts from the buffers as they were: the run may write to them, and so will the graph.
-    named |= {name: buffer.detach().clone() for name, buffer in runner.named_buffers()}
+    named |= {name: buffer.detach().clone() for name, buffer in buffers.items()}
     output = run_recorded(recorder, runner, example)
     if recorder.halted:
         raise ValuesNeeded

@@ -137,7 +137,9 @@ class Recorder(OpMode):
         """A node for an op. Its arguments are set later: `create_node` looks through them for symbols, which takes as
         long as all else that it does."""
         node = self.graph.create_node("call_function", target, name=_name(target))
-        node.args, node.kwargs = args, kwargs
+        node.args = args
+        if kwargs:
+            node.kwargs = kwargs
         return node
 
     def _enter(self, tensor: Tensor, node: fx.Node) -> None:
