@@ -55,6 +55,11 @@ class Capture:
     values: Values = Values.ALL
     """Which were computed. With `NONE` the ops that follow from values are not those of a run with them."""
 
+    @property
+    def reads_values(self) -> bool:
+        """Whether the ops that were recorded may be others than those of a run on other values."""
+        return self.values is Values.ALL or (self.values is Values.UNTIL_READ and bool(self.reads))
+
     @cached_property
     def graph_module(self) -> fx.GraphModule:
         """The graph with what it reads, to be run: code is written for it when it is first asked for."""

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from effp_fx import binding, group_file, grouping, size_rules, trial
+from effp_fx import binding, graph, group_file, grouping, size_rules, trial
 from effp_fx.capture import Capture, capture, named_tensors
 from effp_fx.channel_ids import Reason
 from effp_fx.errors import CaptureError, NameNotFoundError
@@ -49,6 +49,9 @@ class Tracing:
     bounds: dict[str, tuple[int, int]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     trials: int = 0
+    unexplained: set[tuple[str, str, str]] = field(default_factory=set)
+    """Op, source line and class of module where no attribute held the size: the same line of another block is not
+    looked at again."""
 
     def attributes(self, keep: Keep) -> binding.Attributes:
         """What has to be rebound for a plan."""
@@ -109,7 +112,10 @@ class Tracing:
             mismatch = tried.run()
             if mismatch is None:
                 continue
-            rules = size_rules.explain(tried, mismatch)
+            place = graph.op_name(mismatch.node), mismatch.reason().source, mismatch.node.meta.get("module_type", "")
+            rules = [] if place in self.unexplained else size_rules.explain(tried, mismatch)
+            if not rules:
+                self.unexplained.add(place)
             if rules:
                 self.rules += rules
             elif len(mismatch.channels):
@@ -129,12 +135,12 @@ class Tracing:
     def _renumber(self) -> None:
         old = self.analysis
         self.analysis = grouping.build(self.work, {name for name, _ in self.model.named_parameters()}, self.bounds)
-        moved = {}
+        table = np.full(old.channels + 1, -1)
         for name, tensor in old.tensors.items():
             for dim, channels in tensor.dims.items():
                 now = self.analysis.tensors[name].dims.get(dim, np.full(len(channels), -1))
-                moved.update({int(one): int(two) for one, two in zip(channels, now, strict=True) if one >= 0})
-        table = np.array([moved.get(index, -1) for index in range(old.channels)] + [-1])
+                table[channels] = now  # where no channel was, the last entry, which is put back below
+        table[-1] = -1
         self.rules = [
             trial.SizeRule(rule.module, rule.attribute, rule.index, rule.old, table[rule.channels])
             for rule in self.rules

@@ -18,7 +18,6 @@ from effp_fx import binding, graph
 from effp_fx.capture import Recording, replay
 from effp_fx.channel_ids import Reason
 from effp_fx.groups import Analysis, ChannelGroup, Channels, Graph, Keep, kept_flags
-from effp_fx.outlines import Values
 from effp_fx.plan import Plan, from_keep
 from effp_fx.watcher import OpKey, Step
 
@@ -114,14 +113,14 @@ class Trial:
         """Lower a copy and run it against the captured graph. None: every op (up to `stop`) was as expected.
 
         The first run computes no products. It is believed where all shapes were as expected to the last; else values
-        may have had a part in it, and a run with all of them decides, unless the graph was captured without them.
+        may have had a part in it, and a run with all of them decides, unless none has a part in the graph.
         """
         attributes = attributes_for(self.model, self.analysis, self.rules, self.keep)
         plan = from_keep(self.analysis, self.keep, attributes, summary={})
         follower, recording = self._follow(plan, stop, shapes_only=True)
         if follower.found is None and follower.position > follower.last:
             return None
-        if self.part.capture.values is not Values.NONE:
+        if self.part.capture.reads_values:
             follower, recording = self._follow(plan, stop, shapes_only=False)
         if follower.found is not None:
             return follower.mismatch(follower.found, recording.last)

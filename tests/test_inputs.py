@@ -14,10 +14,12 @@ from effp_fx.inputs import (
     as_example,
     check_example,
     describe_mismatch,
+    first_samples,
     infer_example,
     map_tensors,
     random_input,
     repeat_batch,
+    samples,
     to_dtype,
 )
 
@@ -70,6 +72,21 @@ def test_map_tensors_reaches_every_tensor_and_keeps_the_rest() -> None:
 def test_to_dtype_leaves_whole_numbers_and_masks() -> None:
     example = Example((torch.ones(1), torch.ones(1, dtype=torch.int64), torch.ones(1, dtype=torch.bool)))
     assert [t.dtype for t in to_dtype(example, torch.float64).tensors()] == [torch.float64, torch.int64, torch.bool]
+
+
+def test_first_samples_cuts_what_is_as_long_as_the_batch() -> None:
+    image, table = torch.rand(3, 8, 8), torch.rand(5, 2)
+    lists = Example(([image] * 4, [{"boxes": table}] * 4), {"scale": 2.0, "table": table})
+    assert samples(lists) == 4
+    few = first_samples(lists, 1)
+    assert [len(few.args[0]), len(few.args[1])] == [1, 1]
+    assert few.args[1][0]["boxes"] is table
+    assert few.kwargs == {"scale": 2.0, "table": table}
+    keywords = Example((), {"pixels": torch.rand(4, 3, 8, 8), "mask": {"a": torch.rand(4, 8)}, "flag": torch.tensor(1)})
+    shapes = [tuple(tensor.shape) for tensor in first_samples(keywords, 2).tensors()]
+    assert shapes == [(2, 3, 8, 8), (2, 8), ()]
+    assert first_samples(keywords, 8) is keywords
+    assert samples(Example((torch.tensor(1.0),))) == 1
 
 
 def test_repeat_batch_stretches_tensors_and_repeats_lists() -> None:

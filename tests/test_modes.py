@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from effp_fx import tracing
+from effp_fx import size_rules, tracing
 from effp_fx.capture import capture
 from effp_fx.graph import same_ops
 from effp_fx.inputs import Example
@@ -62,6 +62,40 @@ def test_what_training_repeats_is_not_tried_again() -> None:
     found = tracing.trace(model, IMAGE)
     assert [(part.capture.train, part.novel) for part in found.analysis.graphs] == [(False, True), (True, False)]
     assert found.trials == 1
+
+
+def test_training_is_captured_on_as_many_samples_as_eval_mode() -> None:
+    """What both modes do alike has other shapes on another batch, and would be looked at and tried out again."""
+
+    def scored(m: Net, x: Tensor) -> Tensor:
+        y: Tensor = m.last(torch.relu(m.first(x)))
+        return y if m.training else y.sigmoid()
+
+    model = prepared(Net(scored, first=nn.Conv2d(3, 8, 3), last=nn.Conv2d(8, 2, 3)))
+    found = tracing.trace(model, IMAGE, train_example=Example((torch.rand(6, 3, 8, 8),)))
+    trained = found.analysis.graphs[1]
+    assert trained.capture.example.args[0].shape[0] == 2
+    assert not trained.novel
+
+
+def test_a_line_that_no_attribute_explains_is_not_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(8, 8, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            one, two = self.layer(x).split((3, 5), 1)
+            return torch.cat([two, one], 1)
+
+    asked = []
+    explain = size_rules.explain
+    monkeypatch.setattr(size_rules, "explain", lambda *given: asked.append(given) or explain(*given))
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), *(Block() for _ in range(3)), nn.Conv2d(8, 2, 1))
+    found = tracing.trace(prepared(model), IMAGE)
+    frozen = [item.tensor for item in found.analysis.frozen if "size is written in Python" in item.reason]
+    assert frozen == ["1.layer.weight", "2.layer.weight", "3.layer.weight"]
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize("side", [8, 64])
