@@ -7,6 +7,7 @@ the source line of every op, writes the graph as the model runs, and computes no
 
 from __future__ import annotations
 
+import copy
 import random
 import warnings
 from collections.abc import Iterator, Mapping
@@ -172,7 +173,8 @@ def _failed(model: nn.Module, example: Example, error: Exception) -> CaptureErro
 def replay(
     model: nn.Module, example: Example, watch: Watch, *, train: bool = False, shapes_only: bool = False
 ) -> Recording:
-    """Run a model that belongs to the caller for what `watch` sees of its ops; it may be changed by running.
+    """Run a model that belongs to the caller for what `watch` sees of its ops; it may be changed by running, the inputs
+    are not.
 
     With `shapes_only` products are not computed, see `outlines`.
 
@@ -183,7 +185,7 @@ def replay(
         torch.manual_seed(0)
         watcher = Watcher(_site(model), watch, shapes_only=shapes_only)
         try:
-            output = run_recorded(watcher, model, example)
+            output = run_recorded(watcher, model, copy.deepcopy(example))
         except Exception as error:  # the user's forward may raise anything
             return Recording(watcher.last, error)
         return Recording(watcher.last, None, output)

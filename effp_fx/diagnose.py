@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 
 import numpy as np
 import torch
@@ -102,10 +101,10 @@ def _where_parted(work: Tracing, part: Graph, masked: nn.Module, keep: Keep) -> 
     small = binding.sliced_copy(work.model, plan)
     binding.set_attributes(small, plan.attributes)
     first = _Digests(part, keep, slice_away=True)
-    replay(copied(masked).double(), copy.deepcopy(example), first.watch, train=part.capture.train)
+    replay(copied(masked).double(), example, first.watch, train=part.capture.train)
     second = _Digests(part, keep, slice_away=False)
     second.reference = first.values
-    replay(small.double(), copy.deepcopy(example), second.watch, train=part.capture.train)
+    replay(small.double(), example, second.watch, train=part.capture.train)
     return second.parted
 
 

@@ -79,6 +79,8 @@ class Outlines:
             return None
         packet = name.partition(".")[2].partition(".")[0]
         first = args[0]
+        if torch.Tag.inplace_view in func.tags:
+            return None
         if func._schema.is_mutable:  # what is written to an outline would be seen nowhere
             return first if packet.endswith("_") and isinstance(first, Tensor) and first in self else None
         rule = _JOINING.get(packet) or (_FOLLOWING.get(packet) if isinstance(first, Tensor) and first in self else None)

@@ -7,7 +7,6 @@ the first - after the values that were chosen among have been compared.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -209,7 +208,7 @@ def _reference(
     model: nn.Module, example: Example, dtype: torch.dtype, mode: str, choices: _Choices
 ) -> tuple[Recording, _Choices]:
     twin = copied(model).to(dtype)
-    recording = replay(twin, copy.deepcopy(to_dtype(example, dtype)), choices.watch, train=mode == "train")
+    recording = replay(twin, to_dtype(example, dtype), choices.watch, train=mode == "train")
     return recording, choices
 
 

@@ -215,6 +215,19 @@ def test_the_input_is_as_it_was(tiny: nn.Module) -> None:
     assert not small.stem[0].weight.requires_grad
 
 
+def test_images_that_the_model_writes_to_are_as_they_were() -> None:
+    class Scaling(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x.div_(255.0))
+
+    model = Scaling(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 3)).eval()
+    image = torch.rand(1, 3, 16, 16)
+    with untouched(model, image):
+        effp_fx.trace(model, image)
+        small = effp_fx.prune(model, image)
+        effp_fx.verify(model, small, image)
+
+
 def test_same_class_same_keys_and_it_trains(dense: nn.Module, compact: nn.Module) -> None:
     assert type(compact) is type(dense)
     assert list(compact.state_dict()) == list(dense.state_dict())

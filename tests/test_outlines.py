@@ -97,6 +97,8 @@ COMPUTED: list[tuple[str, Callable[[Tensor], Tensor]]] = [
     ("view", lambda x: x.view(2, -1)),
     ("reshape", lambda x: x.permute(0, 2, 1, 3).reshape(2, -1)),
     ("flip", lambda x: x.flip(1)),
+    ("unsqueeze_", lambda x: x.clone().unsqueeze_(0)),
+    ("transpose_", lambda x: x.clone().transpose_(1, 2)),
     ("attention", lambda x: F.scaled_dot_product_attention(x, x, x).transpose(1, 2)),
     ("channels last", lambda x: F.relu(x.permute(0, 2, 3, 1))),
     ("channels last norm", lambda x: F.batch_norm(x.to(memory_format=torch.channels_last), None, None, training=True)),
