@@ -96,7 +96,7 @@ class Outlines:
             return None
         if rule is not _linear and not (source.is_contiguous() and weight.is_contiguous()):
             return None  # what comes out may lie in memory in another order than that of its dimensions
-        if source not in self and math.prod(shape) * (weight.numel() // weight.shape[0]) <= _SMALL:
+        if source not in self and math.prod(shape) * weight.numel() <= _SMALL * weight.shape[0]:
             return None
         return self.made(shape, source)
 
