@@ -142,7 +142,7 @@ class Interpretation:
         return found
 
     def _op(self, node: fx.Node, shadows: Shadows) -> list[Shadow]:
-        if node.target.__name__ == "_getitem":  # type: ignore[union-attr]  # a call_function node: never a string
+        if graph.op_name(node) == "_getitem":
             source, index = node.args
             return [shadows[source][index]]  # type: ignore[index]  # as the recorder wrote them
         outputs = graph.infos(node)
@@ -219,10 +219,8 @@ def _is_bare(node: fx.Node, shadows: Shadows) -> bool:
     """Whether an op has nothing to do with channels."""
     if node.op != "call_function" or any(shadow.facets for item in node.all_input_nodes for shadow in shadows[item]):
         return False
-    if node.target.__name__ == "_getitem":  # type: ignore[union-attr]  # a call_function node: never a string
-        return False
     row = ops.find(node)
-    return row is None or not row.creates
+    return graph.op_name(node) != "_getitem" and not (row and row.creates)
 
 
 def _call(node: fx.Node, shadows: Shadows) -> Any:

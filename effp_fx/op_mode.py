@@ -26,7 +26,7 @@ class OpMode(TorchDispatchMode):
     """
 
     def __init__(self, site: Site) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch annotates nothing here
+        super().__init__()  # type: ignore[no-untyped-call]  # the constructor of torch has no annotations
         self.site = site
 
     @classmethod

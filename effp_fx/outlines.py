@@ -1,15 +1,15 @@
-"""What an op returns, in shape alone: for runs that ask which ops follow each other and how large their results are.
+"""Tensors that have a shape and no values, for runs that ask which ops follow each other and what shapes they return.
 
 An outline is a tensor of the right shape in memory that is zero and that many of them share: it takes no time to make.
 Outlines come out of the products (`conv2d`, `linear`), nearly all of a run's time, and pass through the ops that follow
-those: what these would return is an outline again.
+those: what these would return is an outline again. What shape that has is in `ops/shapes.py`.
 """
 
 from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,14 +17,11 @@ import torch
 from torch import Tensor
 
 from effp_fx.op_mode import op_tensors, op_text
+from effp_fx.ops.context import named_arguments
+from effp_fx.ops.shapes import FOLLOWING, JOINING, PRODUCTS
 
 _SMALL = 100_000
 """Multiply-accumulates below which a product is as soon computed as its shape."""
-Shape = tuple[int, ...]
-_DEPENDS = {"where.default", "argwhere", "nonzero_numpy", "repeat_interleave", "one_hot", "tensor_split"}
-"""Ops of ATen whose result has a shape that values may decide, and which torch does not mark as such."""
-_READS = "aten.resolve_conj.default"
-"""What `numpy()` and `tolist()` call before they read."""
 
 
 class Values(enum.Enum):
@@ -37,17 +34,6 @@ class Values(enum.Enum):
 
 class ValuesNeeded(Exception):
     """Values that were not computed decide what comes next."""
-
-
-def depends_on_values(func: Any, args: Any) -> bool:
-    """Whether values decide the shape of what an op returns, or are about to be read in Python."""
-    name = op_text(func)
-    space, _, packet = name.partition(".")
-    if name == "aten.index.Tensor":  # with numbers it does not
-        return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
-    if space != "aten" or name == _READS or packet in _DEPENDS or packet.partition(".")[0] in _DEPENDS:
-        return True
-    return torch.Tag.dynamic_output_shape in func.tags
 
 
 class Outlines:
@@ -71,34 +57,23 @@ class Outlines:
 
     def result(self, func: Any, args: Any, kwargs: Any) -> Tensor | None:
         """The outline of what an op returns; None: it has to be computed, because it has no outlines among its
-        arguments, is not known here, or refuses its arguments, which it shall do itself."""
-        name = op_text(func)
-        if name in _PRODUCTS:
-            return self._product(_PRODUCTS[name], args, kwargs)
-        if not any(tensor in self for tensor in op_tensors(args)):
+        arguments, has no shape rule, or one that does not cover these arguments."""
+        packet, first, tensors = op_text(func).removeprefix("aten.").partition(".")[0], args[0], op_tensors(args)
+        known = any(tensor in self for tensor in tensors)
+        if torch.Tag.inplace_view in func.tags or not (known or packet in PRODUCTS):
             return None
-        packet = name.partition(".")[2].partition(".")[0]
-        first = args[0]
-        if torch.Tag.inplace_view in func.tags:
-            return None
+        own = isinstance(first, Tensor) and first in self
         if func._schema.is_mutable:  # what is written to an outline would be seen nowhere
-            return first if packet.endswith("_") and isinstance(first, Tensor) and first in self else None
-        rule = _JOINING.get(packet) or (_FOLLOWING.get(packet) if isinstance(first, Tensor) and first in self else None)
-        if rule is None or not (packet == "contiguous" or all(tensor.is_contiguous() for tensor in op_tensors(args))):
+            return first if own and packet.endswith("_") else None
+        rule = PRODUCTS.get(packet) or JOINING.get(packet) or (FOLLOWING.get(packet) if own else None)
+        # Of tensors that lie in the order of their dimensions it is known how the result lies.
+        ordered = packet in ("contiguous", "linear") or all(tensor.is_contiguous() for tensor in tensors)
+        if rule is None or not ordered or len({tensor.device for tensor in tensors}) > 1:
             return None
-        shape = rule(args, kwargs)
-        return None if shape is None else self.made(shape, op_tensors(args)[0])
-
-    def _product(self, rule: Callable[..., Shape | None], args: Any, kwargs: Any) -> Tensor | None:
-        source, weight = args[:2]
-        shape = rule(*args, **kwargs)
-        if shape is None or (source.dtype, source.device) != (weight.dtype, weight.device):
+        shape = rule(named_arguments(func, args, kwargs))
+        if shape is None or not (known or _is_large(shape, tensors[1])):
             return None
-        if rule is not _linear and not (source.is_contiguous() and weight.is_contiguous()):
-            return None  # what comes out may lie in memory in another order than that of its dimensions
-        if source not in self and math.prod(shape) * weight.numel() <= _SMALL * weight.shape[0]:
-            return None
-        return self.made(shape, source)
+        return self.made(shape, tensors[0])
 
     def _grown(self, memory: Tensor | None, size: int, device: torch.device) -> Tensor:
         if memory is not None:
@@ -112,164 +87,6 @@ class Outlines:
         return zeros
 
 
-def _conv(
-    source: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> Shape | None:
-    rank = weight.dim() - 2
-    if source.dim() - rank not in (1, 2) or source.shape[-rank - 1] != weight.shape[1] * groups:
-        return None
-    if weight.shape[0] % groups or (bias is not None and bias.shape != weight.shape[:1]):
-        return None
-    sizes = _windows(source.shape[-rank:], weight.shape[2:], stride, padding, dilation)
-    return None if min(sizes) < 1 else (*source.shape[: -rank - 1], weight.shape[0], *sizes)
-
-
-def _conv_transpose(
-    source: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    output_padding: Any = 0,
-    groups: int = 1,
-    dilation: Any = 1,
-) -> Shape | None:
-    rank, made = weight.dim() - 2, weight.shape[1] * groups
-    if source.dim() - rank not in (1, 2) or source.shape[-rank - 1] != weight.shape[0] or weight.shape[0] % groups:
-        return None
-    if bias is not None and bias.shape != (made,):
-        return None
-    each = (_each(value, rank) for value in (stride, padding, output_padding, dilation))
-    sizes = [
-        (size - 1) * step - 2 * pad + gap * (window - 1) + more + 1
-        for size, window, step, pad, more, gap in zip(source.shape[-rank:], weight.shape[2:], *each, strict=True)
-    ]
-    return None if min(sizes) < 1 else (*source.shape[: -rank - 1], made, *sizes)
-
-
-def _windows(
-    sizes: Sequence[int], kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool = False
-) -> list[int]:
-    rank = len(sizes)
-    found = []
-    for size, window, step, pad, gap in zip(
-        sizes, *(_each(value, rank) for value in (kernel, stride, padding, dilation)), strict=True
-    ):
-        span = size + 2 * pad - gap * (window - 1) - 1
-        count = -(-span // step) + 1 if ceil_mode else span // step + 1
-        if ceil_mode and (count - 1) * step >= size + pad:  # a window that would start beyond the padding
-            count -= 1
-        found.append(count)
-    return found
-
-
-def _each(value: Any, rank: int) -> list[int]:
-    values = list(value) if isinstance(value, (tuple, list, torch.Size)) else [value]
-    return values * rank if len(values) == 1 else values
-
-
-def _linear(source: Tensor, weight: Tensor, bias: Tensor | None = None) -> Shape | None:
-    if weight.dim() != 2 or not source.dim() or source.shape[-1] != weight.shape[1]:
-        return None
-    if bias is not None and bias.shape != weight.shape[:1]:
-        return None
-    return *source.shape[:-1], weight.shape[0]
-
-
-_PRODUCTS: dict[str, Callable[..., Shape | None]] = {
-    **{f"aten.conv{rank}d.default": _conv for rank in (1, 2, 3)},
-    **{f"aten.conv_transpose{rank}d.{'default' if rank == 1 else 'input'}": _conv_transpose for rank in (1, 2, 3)},
-    "aten.linear.default": _linear,
-}
-
-
-def _elementwise(args: Any, kwargs: Any) -> Shape | None:
-    plain = len(op_tensors((args, kwargs))) == 1 and not kwargs
-    return None if not plain or any(isinstance(value, torch.dtype) for value in args) else tuple(args[0].shape)
-
-
-def _batch_norm(args: Any, _kwargs: Any) -> Shape | None:
-    parts = [value for value in args[1:5] if isinstance(value, Tensor)]
-    fits = args[0].dim() > 1 and all(value.shape == args[0].shape[1:2] for value in parts)
-    return tuple(args[0].shape) if fits else None
-
-
-def _layer_norm(args: Any, _kwargs: Any) -> Shape | None:
-    sizes = tuple(args[1])
-    parts = [value for value in args[2:4] if isinstance(value, Tensor)]
-    fits = args[0].shape[args[0].dim() - len(sizes) :] == sizes and all(value.shape == sizes for value in parts)
-    return tuple(args[0].shape) if fits else None
-
-
-def _group_norm(args: Any, _kwargs: Any) -> Shape | None:
-    channels = args[0].shape[1:2]
-    parts = [value for value in args[2:4] if isinstance(value, Tensor)]
-    fits = all(value.shape == channels for value in parts) and channels and channels[0] % args[1] == 0
-    return tuple(args[0].shape) if fits else None
-
-
-def _broadcast(args: Any, _kwargs: Any) -> Shape | None:
-    tensors = op_tensors(args[:2])
-    if any(value.dtype != tensors[0].dtype for value in tensors):
-        return None
-    if len({value.shape for value in tensors}) == 1:
-        return tuple(tensors[0].shape)
-    try:
-        return tuple(torch.broadcast_shapes(*(value.shape for value in tensors)))
-    except RuntimeError:
-        return None
-
-
-def _cat(args: Any, kwargs: Any) -> Shape | None:
-    tensors, dim = args[0], args[1] if len(args) > 1 else kwargs.get("dim", 0)
-    first = tensors[0]
-    rank = first.dim()
-    if any(value.dim() != rank or value.dtype != first.dtype for value in tensors):
-        return None
-    dim %= rank
-    if len({(*value.shape[:dim], *value.shape[dim + 1 :]) for value in tensors}) > 1:
-        return None
-    return *first.shape[:dim], sum(value.shape[dim] for value in tensors), *first.shape[dim + 1 :]
-
-
-def _max_pool2d(
-    source: Tensor, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
-) -> Shape | None:
-    sizes = _windows(source.shape[-2:], kernel, stride or kernel, padding, dilation, ceil_mode)
-    return (*source.shape[:-2], *sizes) if min(sizes) > 0 else None
-
-
-def _mean(args: Any, kwargs: Any) -> Shape | None:
-    if len(args) < 2 or args[1] is None or kwargs:
-        return None
-    source, keep = args[0], len(args) > 2 and args[2]
-    dims = {dim % source.dim() for dim in args[1]}
-    sizes = [(1 if keep else 0) if dim in dims else size for dim, size in enumerate(source.shape)]
-    return tuple(size for dim, size in enumerate(sizes) if keep or dim not in dims)
-
-
-_ELEMENTWISE = """
-    relu relu6 silu gelu hardswish hardsigmoid hardtanh leaky_relu elu selu mish softplus sigmoid tanh exp log sqrt
-    rsqrt abs neg square pow clamp clamp_min clamp_max dropout feature_dropout alpha_dropout contiguous clone softmax
-    log_softmax
-"""
-_FOLLOWING: dict[str, Callable[[Any, Any], Shape | None]] = {
-    **dict.fromkeys(_ELEMENTWISE.split(), _elementwise),
-    "batch_norm": _batch_norm,
-    "layer_norm": _layer_norm,
-    "group_norm": _group_norm,
-    "max_pool2d": lambda args, kwargs: _max_pool2d(*args, **kwargs),
-    "mean": _mean,
-}
-"""Ops that pass an outline on which is their first argument."""
-_JOINING: dict[str, Callable[[Any, Any], Shape | None]] = {
-    **dict.fromkeys(["add", "sub", "rsub", "mul", "div"], _broadcast),
-    "cat": _cat,
-}
-"""Ops whose result is an outline if any of their arguments is."""
+def _is_large(shape: Sequence[int], weight: Tensor) -> bool:
+    """Whether a product takes longer than its outline."""
+    return math.prod(shape) * weight.numel() > _SMALL * weight.shape[0]

@@ -12,7 +12,8 @@ from torch import Tensor, fx
 from effp_fx.call_site import Site, user_line
 from effp_fx.graph import TensorInfo
 from effp_fx.op_mode import ALIASES, OpMode, mapped, op_tensors, op_text
-from effp_fx.outlines import Outlines, Values, ValuesNeeded, depends_on_values
+from effp_fx.ops.shapes import depends_on_values
+from effp_fx.outlines import Outlines, Values, ValuesNeeded
 
 
 class Recorder(OpMode):

@@ -32,11 +32,7 @@ class Call:
     @cached_property
     def arguments(self) -> dict[str, Any]:
         """Arguments by name, defaults filled in."""
-        defaults = _defaults(self.node.target)
-        if defaults is None:
-            return dict(self.node.kwargs)
-        names = list(defaults)
-        return {**defaults, **dict(zip(names, self.node.args, strict=False)), **self.node.kwargs}
+        return named_arguments(self.node.target, self.node.args, self.node.kwargs)
 
     def __getitem__(self, name: str) -> Any:
         return self.arguments[name]
@@ -68,6 +64,12 @@ class Call:
     def outs(self) -> list[TensorInfo]:
         """All results."""
         return [value for value in graph.infos(self.node) if value is not None]
+
+
+def named_arguments(target: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    """The arguments of a call of an op by the names of its schema, defaults filled in."""
+    defaults = _defaults(target)
+    return dict(kwargs) if defaults is None else {**defaults, **dict(zip(defaults, args, strict=False)), **kwargs}
 
 
 @cache
