@@ -1,6 +1,8 @@
 """`effp-fx train`, `eval` and `demo` from end to end: files, resuming, the same mAP wherever it is said."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -123,3 +125,17 @@ def test_the_demo_trains_and_tells_all(tmp_path: Path, capsys: Captured) -> None
     for words in ("FLOPs", "parameters", "masked", "mAP equal to", "ONNX Runtime against PyTorch", "times as fast"):
         assert words in shown, words
     assert str(tmp_path / "small.safetensors") in shown and (tmp_path / "scenes-8-0" / "Annotations").is_dir()
+
+
+def test_a_run_that_does_not_begin_leaves_no_folder(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from effp_fx.cli import main; sys.exit(main())",
+        "train",
+        "effp:ssd_small",
+    ]
+    ended = subprocess.run([*command, "--data", "nowhere", "-o", str(out)], capture_output=True, text=True, check=False)
+    assert ended.returncode == 1, ended.stderr
+    assert not out.exists()

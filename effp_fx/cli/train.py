@@ -9,6 +9,7 @@ import typer
 
 from effp_fx import report
 from effp_fx.cli.arguments import Ignore, Json, Model, TargetFlops, print_json
+from effp_fx.cli.outputs import folder
 from effp_fx.cli.prune import RoundTo, TargetParams
 from effp_fx.data.problems import OnError
 from effp_fx.train.recipe import LEARNING_RATES, WEIGHT_DECAYS, Recipe
@@ -62,7 +63,7 @@ def train(
     task = Task(
         model,
         data,
-        output,
+        folder(output),
         Recipe(
             epochs=epochs,
             batch_size=batch_size,
